@@ -1,0 +1,80 @@
+# Everything sets itself up: `make demo` or `make test` in a fresh clone needs Python 3.11 to 3.13 with
+# venv, and nothing else (uv is used where it is on the PATH).
+#
+#   make demo       four videos by the bundled world, in out/demo
+#   make test       the tests that CI runs           make test-all   the slow ones too
+#   make lint       ruff                             make types      pyright
+#   make install    .venv with the pinned packages   make install-dev   and the developers' tools
+#   make format     rewrite code in house style      make tree       refresh the README's tree
+#   make lock       pin the newest allowed packages anew (needs uv)
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first Python in range; `make PYTHON=/path/to/python ...` chooses another.
+IN_RANGE = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,$(shell $(p) -c '$(IN_RANGE)' 2>/dev/null && command -v $(p))))
+
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV
+  VENV = uv venv --quiet --allow-existing --python $(PYTHON) .venv
+  PIP = uv pip install --quiet --python $(BIN)/python
+else
+  VENV = $(PYTHON) -m venv .venv
+  PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+endif
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
+
+.PHONY: help demo test test-all lint types format install install-dev tree lock clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+demo: .venv/core.stamp
+	$(BIN)/worldsim demo --out out/demo
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp
+	$(BIN)/pyright
+
+format: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tree: .venv/dev.stamp
+	$(BIN)/python scripts/tree.py --write
+
+install: .venv/core.stamp
+install-dev: .venv/dev.stamp
+
+.venv/python.stamp:
+	@test -n "$(PYTHON)" || { echo "worldsim needs Python 3.11, 3.12 or 3.13 on the PATH, or make PYTHON=/path/to/one"; exit 1; }
+	$(VENV)
+	@touch $@
+
+# The project itself is installed last, by the pinned build tool and without a look at any registry.
+.venv/core.stamp: .venv/python.stamp requirements.txt pyproject.toml
+	$(PIP) --require-hashes -r requirements.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/core.stamp requirements-dev.txt
+	$(PIP) --require-hashes -r requirements-dev.txt
+	@touch $@
+
+lock:
+	$(LOCK) --extra build -o requirements.txt
+	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
+
+clean:
+	rm -rf .venv out build dist

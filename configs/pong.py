@@ -1,0 +1,55 @@
+"""Pong at 64x64 with six actions, sized for two CPU cores.
+
+    worldsim data make ale --game pong --out data/pong
+    worldsim train configs/pong.py --workdir runs/pong
+
+Cost on two CPU cores: about 25 minutes for the tokenizer and 80 for the dynamics.
+"""
+
+from worldsim.config import (
+    ActionConfig,
+    DataConfig,
+    DynamicsConfig,
+    MixConfig,
+    OptimConfig,
+    StageConfig,
+    TokenizerConfig,
+    TrainConfig,
+    WorldConfig,
+)
+
+ACTIONS = ("noop", "fire", "right", "left", "rightfire", "leftfire")
+
+
+def get_config() -> TrainConfig:
+    """The config of the bundled world ``pong``."""
+    return TrainConfig(
+        name="pong",
+        world=WorldConfig(
+            tokenizer=TokenizerConfig(height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2),
+            dynamics=DynamicsConfig(
+                width=256, layers=4, heads=8, mlp=1024, patch=2, action=ActionConfig("discrete", 6, ACTIONS)
+            ),
+            fps=15.0,
+        ),
+        data=DataConfig(path="data/pong"),
+        tokenizer=StageConfig(
+            steps=7000,
+            batch=4,
+            frames=2,
+            optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),
+            log_every=50,
+            save_every=500,
+            sample_every=1000,
+        ),
+        dynamics=StageConfig(
+            steps=4000,
+            batch=8,
+            frames=40,
+            optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
+            log_every=20,
+            save_every=200,
+            sample_every=400,
+        ),
+        mix=MixConfig(chunks=16, queries=8),
+    )

@@ -1,0 +1,97 @@
+"""README: the tree, the commands, the links and the snippets are those of the code."""
+
+import ast
+import contextlib
+import importlib.util
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from scripts import tree
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [
+    line
+    for language, code in BLOCKS
+    if language == "bash"
+    for line in code.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+COMMANDS = [shlex.split(line, comments=True) for line in SHELL if line.startswith("worldsim ")]
+
+no_cli = pytest.mark.skipif(importlib.util.find_spec("worldsim.cli") is None, reason="no worldsim.cli yet")
+no_world = pytest.mark.skipif(
+    not (ROOT / "worldsim/worlds/pong/clips.npz").exists(), reason="no bundled world yet"
+)
+
+
+@pytest.mark.law
+def test_the_tree_is_that_of_the_package():
+    assert tree.refreshed(TEXT) == TEXT, "run: make tree"
+
+
+@pytest.mark.law
+def test_a_changed_caption_is_seen():
+    caption = tree.caption(ROOT / "worldsim/types.py")
+    assert caption in TEXT and tree.refreshed(TEXT.replace(caption, "Something else")) == TEXT
+
+
+def test_every_verb_is_shown():
+    shown = {command[1] for command in COMMANDS}
+    assert shown >= {"data", "train", "extend", "infill", "loop", "animate", "reconstruct"}
+
+
+@no_cli
+@pytest.mark.law
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_exist_with_their_options(command):
+    from worldsim import cli
+
+    words = command[1:4] if command[1] == "data" else command[1:2]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.raises(SystemExit) as end:
+        cli.main([*words, "--help"])
+    assert not end.value.code, out.getvalue()
+    for option in (word.split("=")[0] for word in command if word.startswith("--")):
+        assert option in out.getvalue(), f"{option} is not in the help of {' '.join(words)}"
+
+
+def test_make_targets_and_files_exist():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in {word for line in SHELL for word in re.findall(r"\bmake ([\w-]+)", line)}:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
+    for link in re.findall(r"\]\((?!http|#)([^)]+)\)", TEXT):
+        assert (ROOT / link.split("#")[0]).exists(), link
+    if any((ROOT / "configs").glob("*.py")):
+        for config in re.findall(r"configs/\w+\.py", TEXT):
+            assert (ROOT / config).exists(), config
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_snippets_compile(code):
+    assert ast.parse(code).body
+
+
+@no_cli
+@no_world
+@pytest.mark.slow
+def test_snippets_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), names)
+
+
+def test_no_place_of_one_machine_or_registry_is_named():
+    files = [ROOT / name for name in ("README.md", "requirements.txt", "requirements-dev.txt", "Makefile")]
+    for path in files:
+        text = path.read_text("utf-8")
+        for word in ("file:" + "//", "--index-url", "--find-links", "/root/", "/opt/"):
+            assert word not in text, f"{path.name} names {word}"
+    assert not re.search(r"https?://", "".join(path.read_text("utf-8") for path in files[1:3]))

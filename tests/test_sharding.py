@@ -1,0 +1,208 @@
+"""Laws of the sharding tables, the mesh and training over several devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, WorldConfig
+from worldsim.models.world import MAKERS, split_module
+from worldsim.parallel import distributed, mesh, sharding
+
+RULES = (
+    (r"layers/\d+/up/kernel", ("embed", "mlp")),
+    (r"(.*/)?norm/scale", (None,)),
+    (r"head/bias", ("vocab",)),
+)
+
+
+def shape(*size):
+    return jax.ShapeDtypeStruct(size, jnp.float32)
+
+
+def tree(**extra):
+    return {"layers": {0: {"up": {"kernel": shape(4, 8)}, "norm": {"scale": shape(4)}}}, **extra}
+
+
+@pytest.fixture
+def one():
+    return mesh.make_mesh()
+
+
+def wide(**sizes):
+    """A mesh of any size, without its devices."""
+    full = {name: sizes.get(name, 1) for name in mesh.AXES}
+    return jax.sharding.AbstractMesh(
+        tuple(full.values()), tuple(full), axis_types=(AxisType.Auto,) * len(full)
+    )
+
+
+def test_default_mesh_has_every_axis_at_one(one):
+    assert dict(one.shape) == {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    assert set(one.axis_types) == {AxisType.Auto}
+
+
+def test_impossible_meshes_are_refused():
+    with pytest.raises(ValueError, match=r"unknown axes .'pipeline'"):
+        mesh.make_mesh({"pipeline": 2})
+    with pytest.raises(ValueError, match=r"impossible sizes .*'data': 0"):
+        mesh.make_mesh({"data": 0})
+    with pytest.raises(ValueError, match="at most one axis"):
+        mesh.make_mesh({"data": -1, "fsdp": -1})
+    with pytest.raises(ValueError, match="needs 4096 devices and there are"):
+        mesh.make_mesh({"data": 4096})
+
+
+def test_compute_dtype_is_float32_on_cpu():
+    assert mesh.compute_dtype() == (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("part", sorted(MAKERS))
+def test_every_parameter_matches_exactly_one_rule(part):
+    dynamics = DynamicsConfig(
+        action=ActionConfig("discrete", 6),
+        conditions=(ConditionConfig("class"), ConditionConfig("text", "vector", 3)),
+    )
+    _, shapes = split_module(part, WorldConfig(dynamics=dynamics))
+    for path, leaf in sharding.by_path(shapes).items():
+        assert len(sharding.logical_axes(path, leaf.shape)) == leaf.ndim
+
+
+@pytest.mark.law
+def test_parameters_without_a_rule_or_with_two_are_named_at_once(one):
+    rules = (*RULES, (r"head/.*", ("vocab",)))
+    shapes = tree(head={"bias": shape(8)}, gate=shape(2, 2))
+    with pytest.raises(ValueError) as error:
+        sharding.param_shardings(one, shapes, rules=rules)
+    message = str(error.value)
+    assert "2 parameters" in message
+    assert "gate [2, 2] matches 0 sharding rules" in message
+    assert "head/bias [8] matches 2 sharding rules" in message
+
+
+def test_rule_of_another_rank_is_refused():
+    with pytest.raises(ValueError, match=r"3 dimensions and its sharding rule .* has 2"):
+        sharding.logical_axes("layers/0/up/kernel", (1, 2, 3), rules=RULES)
+
+
+def test_rules_match_whole_paths():
+    with pytest.raises(ValueError, match="matches 0"):
+        sharding.logical_axes("layers/0/up/kernel_two", (1, 2), rules=RULES)
+
+
+def test_specs_follow_both_tables():
+    found = sharding.param_shardings(wide(fsdp=2, tensor=4), tree(), rules=RULES)
+    assert found["layers"][0]["up"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert found["layers"][0]["norm"]["scale"].spec == PartitionSpec(None)
+    found = sharding.param_shardings(wide(fsdp=2), tree(), rules=RULES)
+    assert found["layers"][0]["up"]["kernel"].spec == PartitionSpec("fsdp", None)
+
+
+def test_width_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"layers/0/up/kernel \[4, 8\]: dimension 1 \(mlp\) .* by 3"):
+        sharding.param_shardings(wide(tensor=3), tree(), rules=RULES)
+
+
+@pytest.mark.law
+def test_moments_lie_as_their_parameters():
+    params = tree()
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    shapes = jax.eval_shape(optimizer.init, params)
+    place = wide(fsdp=2, tensor=2)
+    found = sharding.by_path(sharding.like_params(place, shapes, params, rules=RULES))
+    specs = {path: where.spec for path, where in found.items()}
+    moments = [path for path in specs if path.endswith("up/kernel")]
+    assert len(moments) == 2
+    assert all(specs[path] == PartitionSpec("fsdp", "tensor") for path in moments)
+    assert all(specs[path] == PartitionSpec() for path in specs if path.endswith("count"))
+
+
+def test_arrays_that_mirror_nothing_are_refused(one):
+    with pytest.raises(ValueError, match=r"history \[7\]"):
+        sharding.like_params(one, {"history": shape(7)}, tree(), rules=RULES)
+
+
+def test_batch_of_odd_rows_is_refused():
+    with pytest.raises(ValueError, match=r"'x': 3.* over the 2 devices"):
+        sharding.place_batch(wide(data=2), {"x": np.zeros((3, 1))})
+
+
+def test_one_process_reads_all_rows(monkeypatch):
+    assert distributed.rows_of_process(6) == slice(0, 6)
+    assert distributed.is_lead()
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert distributed.rows_of_process(8) == slice(2, 4)
+    with pytest.raises(ValueError, match="6 does not divide over 4"):
+        distributed.rows_of_process(6)
+
+
+def test_half_an_address_is_refused(monkeypatch):
+    for name in ("COORDINATOR", "PROCESSES", "PROCESS"):
+        monkeypatch.delenv(f"WORLDSIM_{name}", raising=False)
+    distributed.start()
+    with pytest.raises(ValueError, match="'processes', 'index'"):
+        distributed.start("127.0.0.1:1234")
+    with pytest.raises(ValueError, match="process 2 of 2"):
+        distributed.start("127.0.0.1:1234", processes=2, index=2)
+
+
+ON_FOUR = """
+import dataclasses, json, sys
+import jax
+import numpy as np
+from fake_stage import CONFIG, make_stage
+from worldsim.config import TrainConfig
+from worldsim.parallel.mesh import make_mesh
+from worldsim.parallel.sharding import by_path
+from worldsim.train.loop import train_stage
+from worldsim.train.metrics import read_lines
+
+def losses(folder):
+    return [line["loss"] for line in read_lines(folder + "/fake/metrics.jsonl")]
+
+folder = sys.argv[1]
+args = dict(seed=3, config=TrainConfig())
+four = make_mesh({"data": 2, "fsdp": -1})
+state = train_stage(make_stage(), folder + "/four", mesh=four, **args)
+train_stage(make_stage(), folder + "/one", **args)
+longer = make_stage(dataclasses.replace(CONFIG, steps=5))
+moved = train_stage(longer, folder + "/four", **args)  # from four devices to one
+specs = {p: str(x.sharding.spec) for p, x in by_path((state.params, state.ema, state.opt_state)).items()}
+devices = {p: len(x.sharding.device_set) for p, x in by_path(moved.params).items()}
+print(json.dumps({"four": losses(folder + "/four"), "one": losses(folder + "/one"), "specs": specs,
+                  "devices": devices, "mesh": dict(four.shape)}))
+"""
+
+
+@pytest.mark.law
+def test_four_devices_train_as_one_and_hand_over(tmp_path):
+    here = Path(__file__).parent
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{here.parent}:{here}",
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    command = [sys.executable, "-c", ON_FOUR, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["mesh"] == {"data": 2, "fsdp": 2, "context": 1, "tensor": 1}
+    np.testing.assert_allclose(found["four"][:4], found["one"], rtol=1e-5)
+    assert len(found["four"]) == 5
+    kernels = {path: spec for path, spec in found["specs"].items() if path.endswith("head/kernel")}
+    assert len(kernels) == 4
+    assert all("fsdp" in spec for spec in kernels.values()), kernels
+    assert set(found["devices"].values()) == {1}

@@ -1,0 +1,325 @@
+"""Laws of the training loop: resumed runs repeat, one compile, refusals and stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from fake_stage import CONFIG, make_stage
+
+from worldsim.config import OptimConfig, TrainConfig
+from worldsim.parallel.mesh import make_mesh
+from worldsim.parallel.sharding import by_path, place_batch
+from worldsim.train import checkpoints, metrics, optim
+from worldsim.train.loop import NonFiniteError, train_stage
+from worldsim.train.step import init_state, make_step, state_shardings
+
+HERE = Path(__file__).parent
+
+
+def train(folder, stage=None, *, seed=3, config=None):
+    return train_stage(stage or make_stage(), folder, seed=seed, config=config or TrainConfig())
+
+
+def leaves(state):
+    plain = dataclasses.replace(state, key=jax.random.key_data(state.key))
+    return {path: np.asarray(leaf) for path, leaf in by_path(plain).items()}
+
+
+def lines(folder):
+    found = metrics.read_lines(folder / "fake" / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same few programs are compiled by most tests here: keep them for the length of this file."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def hook(at, batch):
+        if at == step:
+            raise StoppedError
+        return batch
+
+    return hook
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_train_four_is_train_some_stop_and_resume(tmp_path, stop):
+    whole = train(tmp_path / "a")
+    with pytest.raises(StoppedError):
+        train(tmp_path / "b", make_stage(hook=stop_at(stop)))
+    resumed = train(tmp_path / "b")
+    assert_same(leaves(whole), leaves(resumed))
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert [line["step"] for line in lines(tmp_path / "a")] == [1, 2, 3, 4]
+    assert int(resumed.step) == 4
+
+
+@pytest.mark.law
+def test_killed_run_resumes_bit_for_bit(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(HERE / "fake_stage.py"), str(tmp_path / "b"), "4", "3"]
+    killed = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    log = tmp_path / "b" / "fake" / "metrics.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 3, "lo')  # what a write that was cut off leaves
+    resumed = train(tmp_path / "b")
+    whole = train(tmp_path / "a")
+    assert_same(leaves(whole), leaves(resumed))
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_complete_run_is_only_read(tmp_path):
+    state = train(tmp_path)
+
+    def refuse(_step, _batch):
+        raise StoppedError
+
+    assert_same(leaves(state), leaves(train(tmp_path, make_stage(hook=refuse))))
+
+
+def test_more_steps_go_on_from_the_last(tmp_path):
+    train(tmp_path)
+    seen = []
+
+    def hook(step, batch):
+        seen.append(step)
+        return batch
+
+    stage = make_stage(dataclasses.replace(CONFIG, steps=6), hook=hook)
+    assert int(train(tmp_path, stage).step) == 6
+    assert seen == [4, 5]
+    assert sorted(p.name for p in (tmp_path / "fake" / "checkpoints").iterdir()) == ["4", "6"]
+
+
+@pytest.mark.law
+def test_one_trace_per_run(tmp_path):
+    traces = []
+    with pytest.raises(StoppedError):
+        train(tmp_path, make_stage(hook=stop_at(3), traces=traces))
+    assert len(traces) == 1
+    train(tmp_path, make_stage(traces=traces))
+    assert len(traces) == 2
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    a, b, c = (lines_of(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    assert a == b
+    assert a != c
+
+
+def lines_of(folder, seed):
+    train(folder, seed=seed)
+    return lines(folder)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_nan_stops_with_step_batch_and_last_good_checkpoint(tmp_path, bad):
+    def hook(step, batch):
+        return {"x": batch["x"] * np.nan} if step == bad else batch
+
+    with pytest.raises(NonFiniteError) as error:
+        train(tmp_path, make_stage(hook=hook))
+    message, step = str(error.value), bad + 1
+    assert f"step {step}:" in message
+    with np.load(tmp_path / "fake" / f"bad_batch_{step}.npz") as batch:
+        assert np.isnan(batch["x"]).all()
+    kept = tmp_path / "fake" / "checkpoints"
+    good = 2 if step > 2 else None
+    assert (str(kept / "2") in message) if good else ("none was saved yet" in message)
+    assert sorted(p.name for p in kept.iterdir()) == (["2"] if good else [])
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, step))
+
+
+def test_infinite_gradient_with_finite_loss_stops(tmp_path):
+    stage = make_stage()
+
+    def loss(params, frozen, batch, key, step):
+        value, terms = stage.loss(params, frozen, batch, key, step)
+        zero = params["head"]["bias"][0] * 0
+        return value + 0 * jax.numpy.sqrt(zero), terms
+
+    with pytest.raises(NonFiniteError, match="gradient norm nan"):
+        train(tmp_path, dataclasses.replace(stage, loss=loss))
+
+
+def test_data_that_ends_is_named(tmp_path):
+    stage = dataclasses.replace(make_stage(), batches=lambda _start: iter([]))
+    with pytest.raises(ValueError, match="ended before step 1 of 4"):
+        train(tmp_path, stage)
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    train(tmp_path)
+    other = TrainConfig(
+        dynamics=dataclasses.replace(TrainConfig().dynamics, optim=OptimConfig(learning_rate=0.5), steps=9)
+    )
+    with pytest.raises(ValueError) as error:
+        train(tmp_path, seed=4, config=other)
+    assert "config.dynamics.optim.learning_rate: 0.001 in the checkpoint, 0.5 now" in str(error.value)
+    assert "seed: 3 in the checkpoint, 4 now" in str(error.value)
+    assert "steps" not in str(error.value)
+    stage = dataclasses.replace(make_stage(), frozen={"target": np.zeros((8,), np.float32)})
+    with pytest.raises(ValueError, match="frozen"):
+        train(tmp_path, stage)
+
+
+def test_a_stage_minds_only_its_own_config(tmp_path):
+    stage = dataclasses.replace(make_stage(), name="tokenizer")
+    train(tmp_path, stage)
+    base = TrainConfig()
+    mine = dataclasses.replace(base, tokenizer=dataclasses.replace(base.tokenizer, batch=3))
+    theirs = dataclasses.replace(base, dynamics=dataclasses.replace(base.dynamics, batch=3))
+    train(tmp_path, stage, config=theirs)
+    with pytest.raises(ValueError, match=r"config\.tokenizer\.batch: 8 in the checkpoint, 3 now"):
+        train(tmp_path, stage, config=mine)
+
+
+def test_other_shapes_are_named_on_restore(tmp_path):
+    train(tmp_path)
+    with pytest.raises(ValueError) as error:
+        train(tmp_path, make_stage(width=5))
+    assert "params/head/kernel is [4, 8] and should be [5, 8]" in str(error.value)
+    assert "ema/head/kernel" in str(error.value)
+
+
+def test_sigterm_saves_and_ends(tmp_path):
+    def hook(step, batch):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path / "b", make_stage(hook=hook))
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "b" / "fake" / "checkpoints" / "3").is_dir()
+    assert_same(leaves(train(tmp_path / "a")), leaves(train(tmp_path / "b")))
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_samples_get_the_average_at_their_steps(tmp_path):
+    seen = []
+    stage = make_stage(
+        dataclasses.replace(CONFIG, sample_every=3, save_every=0),
+        samples=lambda ema, _frozen, step, folder: seen.append((step, folder, ema["head"]["kernel"].shape)),
+    )
+    train(tmp_path, stage)
+    assert seen == [(3, tmp_path / "fake" / "samples", (4, 8))]
+
+
+def test_checkpoint_loads_without_a_template(tmp_path):
+    state = train(tmp_path)
+    folder = tmp_path / "fake" / "checkpoints"
+    step, plain, record = checkpoints.load_checkpoint(folder)
+    assert step == 4
+    np.testing.assert_array_equal(plain["ema"]["head"]["kernel"], np.asarray(state.ema["head"]["kernel"]))
+    assert record["config"]["name"] == TrainConfig().name
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3; its steps are \[2, 4\]"):
+        checkpoints.load_checkpoint(folder, step=3)
+    with pytest.raises(FileNotFoundError, match="no checkpoint; its steps are"):
+        checkpoints.load_checkpoint(tmp_path / "nothing")
+
+
+def test_ema_is_the_recursion_and_forgets_its_start():
+    config = OptimConfig(ema=0.999)
+    assert float(optim.ema_decay(config, jax.numpy.int32(0))) == pytest.approx(0.1)
+    assert float(optim.ema_decay(config, jax.numpy.int32(10**6))) == pytest.approx(0.999)
+    ema = optim.update_ema(
+        config, {"a": np.float32([0.0])}, {"a": np.float32([1.0])}, step=jax.numpy.int32(0)
+    )
+    assert float(ema["a"][0]) == pytest.approx(0.9)
+
+
+@pytest.mark.law
+def test_step_consumes_its_state_averages_the_weights_and_draws_new_noise():
+    stage, place = make_stage(), make_mesh()
+    optimizer = optim.make_optimizer(CONFIG.optim, CONFIG.steps)
+    state = init_state(stage, optimizer, jax.random.key(0))
+    step = make_step(stage, optimizer, place, shardings=state_shardings(place, state))
+    batch, noise = next(stage.batches(0)), []
+    average = np.asarray(state.ema["head"]["kernel"], np.float64)
+    for i in range(3):
+        before = state
+        state, found = step(state, stage.frozen, place_batch(place, batch))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.ema)))
+        decay = min(CONFIG.optim.ema, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * np.asarray(state.params["head"]["kernel"])
+        noise.append(float(found["noise"]))
+    np.testing.assert_allclose(state.ema["head"]["kernel"], average, rtol=1e-5)
+    assert not np.allclose(state.ema["head"]["kernel"], state.params["head"]["kernel"], rtol=1e-5)
+    assert len(set(noise)) == 3
+    assert set(found) == {"loss", "noise", "grad_norm", "learning_rate"}
+
+
+def test_schedules():
+    wsd = optim.schedule(OptimConfig(learning_rate=1.0, warmup=10, schedule="wsd", decay=0.3), 100)
+    assert float(wsd(0)) == pytest.approx(0.1)
+    assert [float(wsd(i)) for i in (9, 40, 70)] == pytest.approx([1.0, 1.0, 1.0])
+    assert float(wsd(85)) == pytest.approx(0.5)
+    assert float(wsd(100)) == pytest.approx(0.0)
+    cosine = optim.schedule(OptimConfig(learning_rate=1.0, warmup=10, schedule="cosine"), 110)
+    assert [float(cosine(i)) for i in (0, 9, 10, 60, 110)] == pytest.approx(
+        [0.1, 1.0, 1.0, 0.5, 0.0], abs=1e-6
+    )
+    odd = OptimConfig()
+    object.__setattr__(odd, "schedule", "step")
+    with pytest.raises(ValueError, match="'wsd' or 'cosine'"):
+        optim.schedule(odd, 10)
+
+
+def test_only_matrices_decay():
+    tx = optim.make_optimizer(OptimConfig(learning_rate=1.0, warmup=0, weight_decay=0.5), 10)
+    params = {"kernel": jax.numpy.ones((2, 2)), "bias": jax.numpy.ones((2,))}
+    zeros = jax.tree.map(jax.numpy.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.5)
+    np.testing.assert_allclose(updates["bias"], 0.0)
+
+
+def test_log_lines_are_exact_and_strict_json(tmp_path):
+    log = metrics.MetricsLog(tmp_path, name="x", total=9, start=0)
+    value = float(np.float32(0.1))
+    log.write(1, {"loss": value, "odd": float("nan")}, seconds=1.0)
+    log.close()
+    assert metrics.read_lines(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": value, "odd": None, "seconds": 1.0}
+    ]

@@ -1,0 +1,195 @@
+"""World folders: a world saved with all that rebuilds it, and found by path or name."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from worldsim.config import WorldConfig, from_dict, to_dict
+from worldsim.parallel.sharding import by_path
+
+FORMAT = 1
+"""Of the world folder; raised when older readers could not read it."""
+
+_DTYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "I32": np.int32,
+    "I64": np.int64,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def nested(flat: Mapping[str, Any]) -> dict[Any, Any]:
+    """Leaves by path as nested dicts; parts that are numbers become the integers of a list."""
+    tree: dict[Any, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = (int(part) if part.isdigit() else part for part in path.split("/"))
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[name] = leaf
+    return tree
+
+
+def check_params(params: Any, template: Any) -> None:
+    """Whether parameters have the names and shapes that a model expects.
+
+    Args:
+      params: what was read.
+      template: what is expected: the model's parameters, or what ``jax.eval_shape`` says of them.
+
+    Raises:
+      ValueError: all that are missing, unexpected or of another shape, at once.
+    """
+    have = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}
+    want = {path: tuple(leaf.shape) for path, leaf in by_path(template).items()}
+    problems = [f"missing: {path} {list(want[path])}" for path in want if path not in have]
+    problems += [f"unexpected: {path} {list(have[path])}" for path in have if path not in want]
+    problems += [
+        f"shape: {path} is {list(have[path])} and should be {list(want[path])}"
+        for path in want
+        if path in have and have[path] != want[path]
+    ]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(want)} parameters don't fit the model; is this the config that they "
+            "were trained with?\n" + "\n".join(problems)
+        )
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "World folders keep their weights in the safetensors format; pip install safetensors."
+        ) from error
+    return safetensors
+
+
+def save_world(
+    folder: str | Path,
+    *,
+    config: WorldConfig,
+    params: Mapping[str, Any],
+    statistics: Mapping[str, np.ndarray],
+    provenance: Mapping[str, Any],
+    dtype: str = "float32",
+) -> Path:
+    """Write a world as one folder that :func:`load_world` rebuilds with nothing else given.
+
+    Args:
+      folder: made if needed; the four files of an older world in it are replaced.
+      config: of the models.
+      params: by part, such as ``tokenizer`` and ``dynamics``.
+      statistics: of the data, arrays by name.
+      provenance: JSON values: data, hashes, steps, scores.
+      dtype: of the floating-point weights in the file, ``float32`` or ``bfloat16``.
+
+    Returns:
+      The folder.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"save_world: dtype {dtype!r}; use 'float32' or 'bfloat16'.")
+    library = _safetensors()
+    stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    weights = {}
+    for path, leaf in by_path(dict(params)).items():
+        array = np.asarray(leaf)
+        floating = jax.numpy.issubdtype(array.dtype, np.floating)
+        weights[path] = np.array(array.astype(stored) if floating else array, order="C")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "weights.safetensors", library.numpy.save(weights))
+    part = folder / "statistics.npz.part"
+    with part.open("wb") as file:
+        np.savez_compressed(file, **statistics)  # type: ignore[arg-type]
+    part.replace(folder / "statistics.npz")
+    _write(folder / "provenance.json", _json(dict(provenance)))
+    _write(folder / "config.json", _json({"format": FORMAT, "world": to_dict(config)}))
+    return folder
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=False) + "\n").encode()
+
+
+def load_world(
+    folder: str | Path,
+) -> tuple[WorldConfig, dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """Read what :func:`save_world` wrote.
+
+    Returns:
+      The config, the parameters as nested dicts of NumPy arrays (floating-point ones as float32),
+      the data's statistics and the provenance.
+
+    Raises:
+      FileNotFoundError: files that a world has and the folder has not.
+      ValueError: a folder of a newer format.
+    """
+    folder = Path(folder)
+    names = ("config.json", "weights.safetensors", "statistics.npz", "provenance.json")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} is no world: it lacks {missing}; a world folder has {list(names)}."
+        )
+    stored = json.loads((folder / "config.json").read_text())
+    if stored.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} has format {stored.get('format')!r} and this version reads {FORMAT}; update worldsim."
+        )
+    weights = {}
+    for path, view in sorted(_safetensors().deserialize((folder / "weights.safetensors").read_bytes())):
+        array = np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"])
+        floating = jax.numpy.issubdtype(array.dtype, np.floating)
+        weights[path] = array.astype(np.float32) if floating else array
+    with np.load(folder / "statistics.npz", allow_pickle=False) as arrays:
+        statistics = dict(arrays)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    return from_dict(WorldConfig, stored["world"]), nested(weights), statistics, provenance
+
+
+def bundled_worlds() -> dict[str, Path]:
+    """The worlds that come with the package, by name."""
+    root = Path(str(importlib.resources.files("worldsim") / "worlds"))
+    if not root.is_dir():
+        return {}
+    return {path.name: path for path in sorted(root.iterdir()) if (path / "config.json").is_file()}
+
+
+def resolve_world(path_or_name: str | Path) -> Path:
+    """The folder of a world, given as a path or as a bundled world's name.
+
+    Raises:
+      FileNotFoundError: neither; the bundled names are listed.
+    """
+    folder = Path(path_or_name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    bundled = bundled_worlds()
+    if str(path_or_name) in bundled:
+        return bundled[str(path_or_name)]
+    why = "has no config.json" if folder.exists() else "is no folder"
+    raise FileNotFoundError(
+        f"No world {str(path_or_name)!r}: it {why}; give a world's folder or a bundled name: "
+        f"{', '.join(bundled) or 'none is bundled'}."
+    )

@@ -1,0 +1,147 @@
+"""Plain arrays as a dataset: episodes in memory or in one ``.npz``, for machines without TFDS.
+
+An ``.npz`` holds ``frames`` uint8 ``[episodes t h w c]``, ``actions`` ``[episodes t ...]`` and, where
+episodes differ in length, ``lengths`` ``[episodes]``. Further splits have their name before a slash
+(``test/frames``); keys without a slash are the split ``train``. :func:`export_arrays` writes a
+prepared dataset in this form, its info included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from worldsim.config import ActionConfig
+from worldsim.data.episode import Statistics
+from worldsim.data.info import DataInfo, SplitInfo, info_from_json, info_to_json
+
+KEYS = ("frames", "actions")
+INFO_KEY, MEDIAN_KEY = "worldsim", "median"
+
+
+class ArraySource:
+    """Records in memory; needs only numpy.
+
+    Attributes:
+      lengths: frames of each record.
+    """
+
+    lengths: Int[np.ndarray, "records"]
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], *, keys: Sequence[str] | None = KEYS) -> None:
+        """Take ``frames`` uint8 ``[episodes t h w c]``, others ``[episodes t ...]``, perhaps ``lengths``.
+
+        Args:
+          keys: arrays that records hold; None for all.
+
+        Raises:
+          ValueError: missing keys, wrong dtype or shapes, all at once.
+        """
+        data = {name: np.asarray(rows) for name, rows in arrays.items() if name != "lengths"}
+        wanted = list(data) if keys is None else list(keys)
+        problems = [f"no {name!r} (there are {sorted(data)})" for name in wanted if name not in data]
+        frames = data.get("frames")
+        if frames is not None and (frames.ndim != 5 or frames.dtype != np.uint8):
+            problems.append(f"frames are {frames.dtype} {list(frames.shape)}, not uint8 [episodes, t, h, w, c]")
+        leads = {name: list(rows.shape[:2]) for name, rows in data.items()}
+        if len({tuple(lead) for lead in leads.values()}) > 1:
+            problems.append(f"leading shapes [episodes, t] differ: {leads}")
+        if problems or not data:
+            raise ValueError("Arrays can't be used as a source: " + "; ".join(problems or ["there are none"]) + ".")
+        count, longest = next(iter(leads.values()))
+        lengths = np.asarray(arrays.get("lengths", np.full(count, longest)))
+        if lengths.shape != (count,) or np.any((lengths < 1) | (lengths > longest)):
+            raise ValueError(
+                f"Arrays can't be used as a source: lengths {lengths.tolist()[:8]}...; give {count} numbers from "
+                f"1 to {longest}, one per episode."
+            )
+        self.lengths = lengths.astype(np.int64)
+        self._data = {name: data[name] for name in wanted}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: rows[index, : self.lengths[index]] for name, rows in self._data.items()}
+
+
+def read_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of each split of an ``.npz``.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, or none that holds arrays.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"No file {path}; give an .npz with uint8 'frames' [episodes, t, h, w, c].")
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name in file.files:
+                if name not in (INFO_KEY, MEDIAN_KEY):
+                    split, _, key = name.rpartition("/")
+                    splits.setdefault(split or "train", {})[key] = file[name]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as an .npz of plain arrays: {error}.") from error
+    return splits
+
+
+def read_array_info(path: Path) -> DataInfo:
+    """The info stored in an ``.npz`` by :func:`export_arrays`, else one worked out from its arrays."""
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            if INFO_KEY in file.files:
+                return info_from_json(json.loads(str(file[INFO_KEY])), file[MEDIAN_KEY])
+    return describe_arrays(path.stem, read_arrays(path))
+
+
+def describe_arrays(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, fps: float = 15.0) -> DataInfo:
+    """The info of plain arrays: whole-number actions are discrete, the largest seen is the last."""
+    statistics = Statistics()
+    counts = {}
+    for split, arrays in splits.items():
+        source = ArraySource(arrays, keys=("frames",))
+        if split == next(iter(splits)):
+            for index in range(len(source)):
+                statistics.add(source[index]["frames"])
+        total = int(source.lengths.sum())
+        counts[split] = SplitInfo(episodes=len(source), frames=total, records=len(source))
+    first = next(iter(splits.values()))
+    actions = [arrays["actions"] for arrays in splits.values() if "actions" in arrays]
+    if not actions:
+        action = ActionConfig()
+    elif np.issubdtype(actions[0].dtype, np.integer):
+        action = ActionConfig("discrete", int(max(rows.max() for rows in actions)) + 1)
+    else:
+        action = ActionConfig("continuous", actions[0].shape[-1])
+    height, width, channels = first["frames"].shape[2:]
+    mean, std = statistics.mean_std()
+    return DataInfo(
+        name=name, kind="arrays", height=height, width=width, channels=channels, fps=fps, action=action,
+        keys=tuple(key for key in first if key != "lengths"), splits=counts, mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()), median=statistics.median(),
+    )  # fmt: skip
+
+
+def save_arrays(
+    path: Path, splits: Mapping[str, Sequence[Mapping[str, np.ndarray]]], info: DataInfo | None = None
+) -> None:
+    """Write records as an ``.npz``, shorter ones padded by zeros and told by ``lengths``."""
+    flat: dict[str, np.ndarray] = {}
+    for split, records in splits.items():
+        lengths = np.array([len(record["frames"]) for record in records])
+        flat[f"{split}/lengths"] = lengths
+        for name in records[0]:
+            rows = records[0][name]
+            full = np.zeros((len(records), lengths.max(), *rows.shape[1:]), rows.dtype)
+            for index, record in enumerate(records):
+                full[index, : lengths[index]] = record[name]
+            flat[f"{split}/{name}"] = full
+    if info is not None:
+        flat[INFO_KEY] = np.array(json.dumps(info_to_json(info)))
+        if info.median is not None:
+            flat[MEDIAN_KEY] = info.median
+    np.savez_compressed(path, **flat)

@@ -1,0 +1,195 @@
+"""The loader: an endless, shuffled, indexable row of training batches.
+
+Position is the step number and nothing else. All clip starts of all records are numbered
+
+    record 0 (5 frames)      record 1 (4 frames)          clips of 3 frames
+    starts 0 1 2             starts 3 4                    5 clips in an epoch
+
+and a pass over the data is a pseudo-random permutation of those numbers, another one each epoch, so
+that every clip is equally likely. Place q of the global row is row ``q % batch`` of step
+``q // batch``; a process takes its slice of each batch. Nothing depends on threads, and resuming
+needs no state.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib.util
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from worldsim.data.source import Source
+
+Batch = dict[str, np.ndarray]
+"""Arrays ``[batch, frames, ...]`` by key."""
+
+ENDLESS = 2**62
+"""Length that indexable readers are told where there is no end."""
+
+
+def permute(place: int, count: int, *, seed: int, rounds: int = 6) -> int:
+    """Where a place of an endless row points in ``[0, count)``, a new permutation every ``count`` places.
+
+    A balanced Feistel network over the next even power of two, walked until it lands inside (Black
+    and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002): no table, any size, any place in O(1).
+    """
+    half = ((count - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    epoch, value = divmod(place, count)
+    key = _mix(seed + _mix(epoch))
+    while True:
+        left, right = value >> half, value & mask
+        for turn in range(rounds):
+            left, right = right, left ^ (_mix(key + (turn << 32) + right) & mask)
+        value = (left << half) | right
+        if value < count:
+            return value
+
+
+def _mix(value: int) -> int:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
+
+
+class Clips:
+    """All clips of ``frames`` frames of a source, in shuffled order without end; one process's share.
+
+    Attributes:
+      count: clips per epoch.
+      skipped: records shorter than a clip.
+    """
+
+    def __init__(self, source: Source, *, frames: int, batch: int, seed: int, part: tuple[int, int]) -> None:
+        starts = np.maximum(np.asarray(source.lengths) - frames + 1, 0)
+        self._ends = np.cumsum(starts)
+        self._source, self._frames, self._seed = source, frames, seed
+        self._batch, (self._first, self._local) = batch, part
+        self.count = int(starts.sum())
+        self.skipped = int((starts == 0).sum())
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Record and first frame of this process's clip ``index``."""
+        step, row = divmod(int(index), self._local)
+        place = step * self._batch + self._first + row
+        clip = permute(place, self.count, seed=self._seed)
+        record = int(np.searchsorted(self._ends, clip, side="right"))
+        return record, clip - (int(self._ends[record - 1]) if record else 0)
+
+    def __getitem__(self, index: int) -> Batch:
+        record, start = self.locate(index)
+        stop = start + self._frames
+        return {name: rows[start:stop] for name, rows in self._source[record].items()}
+
+
+class Loader:
+    """Batches of clips by step number.
+
+    ``loader[step]`` and the step-th item of :meth:`iterate` are equal; so are the global batches of
+    any number of processes.
+
+    Attributes:
+      epoch: steps in one pass over the clips, a fraction as a rule.
+      skipped: records that were shorter than a clip.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        frames: int,
+        batch: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        threads: int = 2,
+    ) -> None:
+        """Number the clips of ``source``.
+
+        Args:
+          frames: of a clip.
+          batch: clips per step, over all processes.
+          process_index, process_count: this process's place in ``jax.process_count()``.
+          threads: that read ahead; 0 reads when asked.
+
+        Raises:
+          ValueError: no record is long enough, or the batch does not divide by the processes.
+        """
+        if batch < 1 or frames < 1 or threads < 0 or not 0 <= process_index < process_count:
+            raise ValueError(
+                f"Loader: frames {frames}, batch {batch}, threads {threads}, process {process_index} of "
+                f"{process_count}; frames and batch start at 1, threads at 0, processes count from 0."
+            )
+        if batch % process_count:
+            raise ValueError(
+                f"Loader: a batch of {batch} clips does not divide by {process_count} processes; "
+                f"try {max(1, batch // process_count) * process_count}."
+            )
+        lengths = np.asarray(source.lengths)
+        if not np.any(lengths >= frames):
+            longest = lengths.max(initial=0)
+            raise ValueError(
+                f"Loader: no record has {frames} frames; there are {len(lengths)}, the longest has {longest}. "
+                f"Ask for clips of at most {longest} frames or store longer records."
+            )
+        self.local = batch // process_count
+        self._threads = threads
+        self._clips = Clips(
+            source, frames=frames, batch=batch, seed=seed, part=(process_index * self.local, self.local)
+        )
+        self.epoch = self._clips.count / batch
+        self.skipped = self._clips.skipped
+
+    def __getitem__(self, step: int) -> Batch:
+        if step < 0:
+            raise IndexError(f"Loader: step {step}; steps count from 0 and have no end.")
+        return stack([self._clips[step * self.local + row] for row in range(self.local)])
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """Batches from step ``start`` on, read ahead by Grain, or by plain threads where it is missing.
+
+        Close the iterator (or let it be collected) to stop the threads.
+        """
+        if self._threads == 0:
+            return self._iterate_plainly(start)
+        if importlib.util.find_spec("grain") is not None:
+            return self._iterate_grain(start)
+        return self._iterate_threads(start)
+
+    def _iterate_plainly(self, start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            yield self[step]
+            step += 1
+
+    def _iterate_grain(self, start: int) -> Iterator[Batch]:
+        import grain
+
+        rows = grain.MapDataset.source(self._clips)[start * self.local :]
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=4 * self.local)
+        yield from rows.to_iter_dataset(options).batch(self.local, batch_fn=stack)
+
+    def _iterate_threads(self, start: int) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
+        ahead: collections.deque[Future[Batch]] = collections.deque()
+        step = start
+        try:
+            while True:
+                while len(ahead) < 2 * self._threads:
+                    ahead.append(pool.submit(self.__getitem__, step))
+                    step += 1
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+    """Clips of equal length as one batch."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,243 @@
+"""Video files in and out: mp4, gif, webm, npz and pictures as Clips, and resizing.
+
+mediapy and the ffmpeg that imageio-ffmpeg carries do the decoding; they are loaded on first use, and
+``.npz`` and pictures work without them. An ``.npz`` is the lossless form: arrays ``frames``, and where the
+clip has them ``actions``, ``mask`` and ``fps``.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from worldsim.data.sheet import contact_sheet, enlargement, upscale
+from worldsim.types import Clip, Frames
+
+MOVIES = (".mp4", ".gif", ".webm")
+PICTURES = (".png", ".jpg", ".jpeg")
+READABLE = (*MOVIES, ".npz", *PICTURES)
+WRITABLE = (*MOVIES, ".npz", ".png")
+
+MAX_BYTES = 4 * 2**30
+"""Decoded frames beyond this are refused: a clip is held in memory."""
+
+_ENCODING: dict[str, dict[str, Any]] = {
+    ".mp4": {"codec": "h264", "crf": 12},
+    ".webm": {"codec": "vp9", "crf": 20},
+    ".gif": {"codec": "gif"},
+}
+
+
+def read_video(path: str | os.PathLike[str]) -> Clip:
+    """Read a file as a clip; a picture is a clip of one frame.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: of a kind that can't be read, empty, broken or larger than ``MAX_BYTES``.
+      ModuleNotFoundError: mediapy or imageio-ffmpeg is missing.
+    """
+    path = Path(path)
+    suffix = _suffix(path, READABLE, "read")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the working folder is {Path.cwd()}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes); write or copy it again.")
+    match suffix:
+        case ".npz":
+            clip = _read_npz(path)
+        case ".mp4" | ".gif" | ".webm":
+            clip = _read_movie(path)
+        case _:
+            clip = _read_picture(path)
+    if len(clip) == 0:
+        raise ValueError(f"{path}: it holds 0 frames; give a file with at least 1.")
+    return clip
+
+
+def write_video(
+    path: str | os.PathLike[str], clip: Clip | Frames, *, fps: float | None = None, scale: int | None = None
+) -> Path:
+    """Write a clip to a file of the kind that its suffix names, making the folder where it lacks.
+
+    Args:
+      path: ``.mp4``, ``.gif`` or ``.webm`` to look at (lossy), ``.png`` for a contact sheet, ``.npz`` for
+        the frames, actions and rate as they are.
+      clip: a clip or uint8 frames ``[t h w c]``.
+      fps: frames per second; by default the clip's, else 15. A gif keeps time in hundredths of a second.
+      scale: whole-number enlargement of movies and sheets, pixels staying squares; by default small
+        movies are brought to at least 256 pixels. ``.npz`` is never enlarged.
+
+    Returns:
+      The path written.
+    """
+    path = Path(path)
+    suffix = _suffix(path, WRITABLE, "written")
+    clip = clip if isinstance(clip, Clip) else Clip(np.asarray(clip))
+    fps = fps or clip.fps or 15.0
+    if len(clip) == 0:
+        raise ValueError(f"{path}: a clip of 0 frames can't be written; give at least 1.")
+    if fps < 0 or (scale is not None and scale < 1):
+        raise ValueError(f"{path}: fps {fps}, scale {scale}; give a positive rate and a scale of at least 1.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    match suffix:
+        case ".npz":
+            arrays = {
+                "frames": clip.frames,
+                "actions": clip.actions,
+                "mask": clip.mask,
+                "fps": np.float64(fps),
+            }
+            np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
+        case ".png":
+            _write_sheet(path, clip.frames, scale)
+        case _:
+            _write_movie(path, clip.frames, fps, scale)
+    return path
+
+
+def resize_clip(
+    clip: Clip, height: int, width: int, *, how: Literal["pad", "crop", "stretch"] = "pad"
+) -> Clip:
+    """The clip at another size; actions, mask and rate stay.
+
+    Shrinking takes the mean of the pixels covered (so a clip enlarged by a whole factor comes back as it
+    was), growing is bicubic.
+
+    Args:
+      clip: any clip.
+      height, width: of the result.
+      how: to another aspect: ``pad`` with black, ``crop`` the overhang from both sides, or ``stretch``.
+    """
+    if min(height, width) < 1 or how not in ("pad", "crop", "stretch"):
+        raise ValueError(
+            f"resize_clip: {height}x{width} by {how!r}; give at least 1x1 and 'pad', 'crop' or 'stretch'."
+        )
+    old = clip.frames.shape[1:3]
+    if old == (height, width):
+        return clip
+    factors = height / old[0], width / old[1]
+    if how == "stretch":
+        inner = (height, width)
+    else:
+        factor = min(factors) if how == "pad" else max(factors)
+        inner = (max(1, round(old[0] * factor)), max(1, round(old[1] * factor)))
+    frames = np.stack([_resize(frame, *inner) for frame in clip.frames]) if len(clip) else clip.frames
+    canvas = np.zeros((len(clip), height, width, clip.frames.shape[-1]), np.uint8)
+    if len(clip):
+        here, there = zip(*(_overlap(a, b) for a, b in zip(inner, (height, width), strict=True)), strict=True)
+        canvas[:, there[0], there[1]] = frames[:, here[0], here[1]]
+    return Clip(canvas, clip.actions, clip.mask, clip.fps)
+
+
+def _overlap(inner: int, outer: int) -> tuple[slice, slice]:
+    """Where a side of ``inner`` pixels, centred on one of ``outer``, is read and written."""
+    size = min(inner, outer)
+    return tuple(slice((side - size) // 2, (side - size) // 2 + size) for side in (inner, outer))  # type: ignore
+
+
+def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    from PIL import Image
+
+    shrinks = height <= frame.shape[0] and width <= frame.shape[1]
+    kind = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    image = Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
+    return np.asarray(image.resize((width, height), kind)).reshape(height, width, -1)
+
+
+def _suffix(path: Path, allowed: tuple[str, ...], verb: str) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in allowed:
+        raise ValueError(
+            f"{path}: files of kind {suffix or '(no suffix)'!r} can't be {verb}; use {', '.join(allowed)}."
+        )
+    return suffix
+
+
+def _read_npz(path: Path) -> Clip:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: not a readable .npz without pickled objects ({error}).") from error
+    unknown = sorted(set(arrays) - {"frames", "actions", "mask", "fps"})
+    if "frames" not in arrays or unknown:
+        raise ValueError(
+            f"{path}: holds arrays {sorted(arrays)}; it must hold 'frames' (uint8 [t, height, width, 1 or 3]) "
+            "and may hold 'actions', 'mask' and 'fps'."
+        )
+    fps = float(arrays["fps"]) if "fps" in arrays else None
+    try:
+        return Clip(arrays["frames"], arrays.get("actions"), arrays.get("mask"), fps)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_movie(path: Path) -> Clip:
+    mediapy = _mediapy(path)
+    try:
+        with mediapy.VideoReader(path) as reader:
+            height, width = reader.shape
+            size = max(0, reader.num_images) * height * width * 3
+            if size > MAX_BYTES:
+                raise ValueError(
+                    f"{path}: {reader.num_images} frames of {height}x{width} are {size / 2**30:.1f} GiB decoded; "
+                    f"at most {MAX_BYTES / 2**30:.0f} GiB are read. Cut or shrink the video first."
+                )
+            frames, fps = list(reader), float(reader.fps)
+    except RuntimeError as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"{path}: ffmpeg can't decode it ({lines[-1].strip() if lines else 'no reason given'}); check that "
+            f"it is a whole {path.suffix} file, or convert it."
+        ) from error
+    if not frames:
+        raise ValueError(f"{path}: ffmpeg decoded 0 frames; check that the file is whole.")
+    return Clip(np.stack(frames), fps=fps)
+
+
+def _read_picture(path: Path) -> Clip:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            frame = np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: can't be read as a picture ({error}); save it anew as .png.") from error
+    return Clip(frame[None])
+
+
+def _write_movie(path: Path, frames: Frames, fps: float, scale: int | None) -> None:
+    mediapy = _mediapy(path)
+    frames = upscale(frames, scale or enlargement(frames.shape[1:3], 256))
+    frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
+    odd = [(0, side % 2) for side in frames.shape[1:3]]
+    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # the colour planes are halved
+    mediapy.write_video(path, frames, fps=fps, **_ENCODING[path.suffix.lower()])
+
+
+def _write_sheet(path: Path, frames: Frames, scale: int | None, width: int = 16) -> None:
+    from PIL import Image
+
+    rows = [
+        np.broadcast_to(frames, (*frames.shape[:3], 3))[i : i + width] for i in range(0, len(frames), width)
+    ]
+    labels = [f"{i * width}+" for i in range(len(rows))] if len(rows) > 1 else None
+    Image.fromarray(contact_sheet(rows, labels=labels, scale=scale)).save(path)
+
+
+def _mediapy(path: Path) -> Any:
+    """mediapy with the ffmpeg binary that imageio-ffmpeg carries."""
+    try:
+        import imageio_ffmpeg
+        import mediapy
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"{path}: {path.suffix} files need mediapy and imageio-ffmpeg ({error}); install them with "
+            "pip install mediapy 'imageio-ffmpeg<0.8', or use .npz."
+        ) from error
+    mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
+    return mediapy

@@ -1,0 +1,293 @@
+"""The World and its verbs: extend, infill, loop, animate, reconstruct."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Int
+
+from worldsim.checkpoint import load_world, resolve_world, save_world
+from worldsim.config import WorldConfig
+from worldsim.generate import requests, rollout
+from worldsim.generate.check import check_actions, check_clip, chunk_count
+from worldsim.generate.render import render, tokenize
+from worldsim.generate.requests import Direction, Request
+from worldsim.generate.rollout import Dials, RolloutState
+from worldsim.models.world import fill_params, split_module
+from worldsim.parallel.mesh import compute_dtype
+from worldsim.plan import make_plan
+from worldsim.types import Actions, Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What a verb gives back.
+
+    Attributes:
+      clip: the whole clip in the order of time; given frames are those that were given.
+      known: bool ``[t]``, True where a frame was given.
+      codes: ``[p h w]`` of the generated chunks, in the order of time.
+      state: where the rollout stands; ``world.extend(generated, ...)`` goes on from it.
+      times: float32 ``[p]``, the times of the generated chunks, in frames from the first frame seen.
+      direction: in which it can be continued, or None.
+    """
+
+    clip: Clip
+    known: np.ndarray
+    codes: Int[np.ndarray, "p h w"]
+    state: RolloutState
+    times: np.ndarray
+    direction: Direction | None
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """A trained world: its models, what is known of its data, and the verbs that run it.
+
+    Attributes:
+      config: of the models.
+      tokenizer, dynamics: (graph, parameters) of each.
+      statistics: of the training data, such as its median frame.
+      provenance: data, hashes, steps, scores.
+    """
+
+    config: WorldConfig
+    tokenizer: tuple[nnx.GraphDef, Any]
+    dynamics: tuple[nnx.GraphDef, Any]
+    statistics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def make(
+        config: WorldConfig,
+        params: dict[str, Any],
+        *,
+        statistics: dict[str, np.ndarray] | None = None,
+        provenance: dict[str, Any] | None = None,
+    ) -> World:
+        """A world from its config and its parameters by part."""
+        dtype = compute_dtype()
+        parts = {name: (split_module(name, config, dtype=dtype)[0], params[name]) for name in ("tokenizer", "dynamics")}
+        return World(config, **parts, statistics=statistics or {}, provenance=provenance or {})
+
+    @staticmethod
+    def load(path_or_name: str | Path) -> World:
+        """Rebuild a world from its folder or a bundled name, with nothing else given.
+
+        Raises:
+          FileNotFoundError: no such world; the bundled ones are listed.
+          ValueError: weights that don't fit the config, all at once.
+        """
+        config, values, statistics, provenance = load_world(resolve_world(path_or_name))
+        params = {name: fill_params(name, config, values[name]) for name in ("tokenizer", "dynamics")}
+        return World.make(config, params, statistics=statistics, provenance=provenance)
+
+    def save(self, folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
+        """Write the world as a folder that :meth:`load` rebuilds."""
+        return save_world(
+            folder,
+            config=self.config,
+            params={"tokenizer": self.tokenizer[1], "dynamics": self.dynamics[1]},
+            statistics=self.statistics,
+            provenance=self.provenance,
+            dtype=dtype,
+        )
+
+    def extend(
+        self,
+        clip: Clip | Generated,
+        frames: int,
+        *,
+        direction: Direction = "forward",
+        actions: Actions | None = None,
+        steps: int = 8,
+        temperature: float = 1.0,
+        key: jax.Array | None = None,
+    ) -> Generated:
+        """Continue a clip after its end, or before its beginning.
+
+        Args:
+          clip: what is known (``[t h w c]``, of which the nearest ``config.dynamics.context`` chunks are
+            seen), or an earlier result of this verb, which goes on in its own direction and from its own
+            state, exactly as if it had been asked for more at first.
+          frames: how many to make.
+          direction: ``forward`` or ``backward`` in time; nothing is ever reversed.
+          actions: one per new frame, in the order of time: ``actions[i]`` leads to new frame i. What leads
+            from the last new frame of a backward extension to the clip is the clip's own first action.
+            None lets the world run free.
+          steps: masked passes per chunk; more is slower and better.
+          temperature: of sampling; 0 takes the likeliest codes and ignores the key.
+          key: of all randomness; ``jax.random.key(0)`` by default, unused when going on.
+
+        Returns:
+          The whole clip, given frames untouched.
+
+        Raises:
+          ValueError: a clip, a number of frames or actions that the world can't take.
+        """
+        dials = self.dials(steps, temperature)
+        if isinstance(clip, Generated):
+            return self._go_on(clip, frames, actions, dials)
+        request = requests.extend_request(clip, frames, self.config, direction=direction, actions=actions)
+        return self.run([request], dials, keys=_keys(key))[0]
+
+    def infill(
+        self,
+        before: Clip,
+        after: Clip,
+        frames: int,
+        *,
+        actions: Actions | None = None,
+        steps: int = 8,
+        temperature: float = 1.0,
+        key: jax.Array | None = None,
+    ) -> Generated:
+        """Make the frames between two clips; with nothing after, this is :meth:`extend`.
+
+        Of ``after``, the nearest ``config.dynamics.pinned`` chunks are seen. ``actions`` are one per new frame;
+        what leads to the first frame after is its own first action. The rest is as in :meth:`extend`.
+        """
+        request = requests.infill_request(before, after, frames, self.config, actions=actions)
+        return self.run([request], self.dials(steps, temperature), keys=_keys(key))[0]
+
+    def loop(
+        self,
+        clip: Clip,
+        frames: int,
+        *,
+        actions: Actions | None = None,
+        steps: int = 8,
+        temperature: float = 1.0,
+        key: jax.Array | None = None,
+    ) -> Generated:
+        """Make a clip of ``frames`` frames whose end meets its beginning.
+
+        It opens with the clip's first frames, at most ``config.dynamics.pinned`` chunks of them, which the
+        world also knows one round later while it makes the rest. ``actions`` are one per frame of the
+        loop: the first leads from its last frame to its first; those of the other opening frames are the
+        clip's. The rest is as in :meth:`extend`.
+        """
+        request = requests.loop_request(clip, frames, self.config, actions=actions)
+        return self.run([request], self.dials(steps, temperature), keys=_keys(key))[0]
+
+    def animate(self, image: Clip | np.ndarray, frames: int, **options: Any) -> Generated:
+        """Continue a single image ``[h w c]`` uint8, or a one-frame clip; options as in :meth:`extend`.
+
+        Raises:
+          ValueError: more than one frame, or an image that the world can't take.
+        """
+        clip = image if isinstance(image, Clip) else Clip(np.asarray(image)[None])
+        if len(clip) != 1:
+            raise ValueError(f"animate: {len(clip)} frames; give one image, or use extend for a clip.")
+        still = np.repeat(clip.frames, self.config.tokenizer.frames_per_chunk, axis=0)
+        return self.extend(Clip(still, fps=clip.fps), frames, **options)
+
+    def reconstruct(self, clip: Clip) -> Clip:
+        """The clip through the codes and back; frames past the last whole chunk stay as they are."""
+        check_clip(clip, self.config, verb="reconstruct")
+        f = self.config.tokenizer.frames_per_chunk
+        count = len(clip) // f * f
+        codes = tokenize(*self.tokenizer, clip.frames[None, :count], frames_per_chunk=f)
+        frames = np.concatenate([render(*self.tokenizer, codes)[0], clip.frames[count:]])
+        return dataclasses.replace(clip, frames=frames)
+
+    def dials(self, steps: int, temperature: float) -> Dials:
+        """Checked sampling dials; more passes than a chunk has codes are as many as it has.
+
+        Raises:
+          ValueError: fewer than 1 pass, or a negative temperature.
+        """
+        rows, columns = self.config.tokenizer.grid
+        steps = min(steps, rows * columns)
+        if steps < 1:
+            raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
+        if not temperature >= 0:
+            raise ValueError(f"temperature {temperature}; take 0 (the likeliest codes) or more.")
+        return Dials(jnp.int32(steps), jnp.float32(temperature), jnp.float32(0.0))
+
+    def run(self, batch: Sequence[Request], dials: Dials, *, keys: jax.Array) -> list[Generated]:
+        """Carry out requests of one plan as one batch; each comes out as it would alone.
+
+        Args:
+          batch: requests with equal plans (same verb, same numbers of frames).
+          dials: from :meth:`dials`.
+          keys: ``[len(batch)]`` typed keys.
+
+        Raises:
+          ValueError: plans that differ.
+        """
+        plan = batch[0].plan
+        if any(len(r.plan) != len(plan) or (r.plan.times != plan.times).any() for r in batch):
+            raise ValueError("run: the requests have different plans; give clips and frames of equal numbers.")
+        f = self.config.tokenizer.frames_per_chunk
+        seen = tokenize(*self.tokenizer, np.stack([r.frames for r in batch]), frames_per_chunk=f)
+        codes = np.where((batch[0].sources >= 0)[None, :, None, None], seen[:, batch[0].sources], 0)
+        actions = None if batch[0].actions is None else np.stack([r.actions for r in batch])  # type: ignore[misc]
+        state = rollout.start(*self.dynamics, keys=keys)
+        state, codes = rollout.run(*self.dynamics, state, plan, codes=codes, actions=actions, dials=dials)
+        new = np.flatnonzero(~plan.known)
+        new = new[np.argsort(plan.times[new])]
+        frames = render(*self.tokenizer, codes[:, new])
+        return [
+            self._assemble(request, frames[i], codes[i, new], rollout.take(state, i), plan.times[new])
+            for i, request in enumerate(batch)
+        ]
+
+    def _assemble(self, request: Request, frames, codes, state, times) -> Generated:
+        """The given frames around the new ones, with all actions."""
+        rows = request.actions
+        order = np.argsort(request.plan.times[~request.plan.known])
+        fresh = None if rows is None else rows[~request.plan.known][order].reshape(len(frames), *rows.shape[2:])
+        parts = [part for part in (request.before, Clip(frames, fresh), request.after) if part is not None]
+        known = np.concatenate([np.full(len(part), part.frames is not frames) for part in parts])
+        return Generated(self._join(parts), known, codes, state, times, request.direction)
+
+    def _join(self, parts: Sequence[Clip]) -> Clip:
+        fps = next((part.fps for part in parts if part.fps), self.config.fps)
+        actions = None
+        if self.config.dynamics.action.kind != "none":
+            null = [requests.null_actions(len(part), self.config) for part in parts]
+            actions = np.concatenate([n if p.actions is None else p.actions for p, n in zip(parts, null, strict=True)])
+        return Clip(np.concatenate([part.frames for part in parts]), actions, fps=fps)
+
+    def _go_on(self, done: Generated, frames: int, actions: Actions | None, dials: Dials) -> Generated:
+        """More of an extension, from its kept state."""
+        if done.direction is None:
+            raise ValueError("extend: only an extension can go on from its state; give the clip itself instead.")
+        check_actions(actions, self.config, frames=frames, verb="extend")
+        f, new = self.config.tokenizer.frames_per_chunk, chunk_count(frames, self.config, verb="extend")
+        onward = done.direction == "forward"
+        last = int((done.times.max() if onward else done.times.min()) // f)
+        positions = last + 1 + np.arange(new) if onward else last - 1 - np.arange(new)
+        plan = make_plan(np.zeros(0, int), positions, frames_per_chunk=f)
+        rows = requests.by_chunk(actions, new, self.config)
+        rows = rows if onward or rows is None else rows[::-1]
+        blank = np.zeros((1, new, *self.config.tokenizer.grid), np.int32)
+        state, codes = rollout.run(
+            *self.dynamics, rollout.fork(done.state), plan, codes=blank, dials=dials,
+            actions=None if rows is None else rows[None],
+        )  # fmt: skip
+        request = Request(
+            plan, np.zeros((0, *done.clip.frames.shape[1:]), np.uint8), np.full(new, -1), rows,
+            before=done.clip if onward else None, after=None if onward else done.clip, direction=done.direction,
+        )  # fmt: skip
+        order = slice(None) if onward else slice(None, None, -1)
+        drawn = codes[:, order]
+        out = self._assemble(request, render(*self.tokenizer, drawn)[0], drawn[0], state, plan.times[order])
+        known, times = [done.known, ~np.ones(frames, bool)][order], [done.times, out.times][order]
+        both = [done.codes, out.codes][order]
+        return dataclasses.replace(
+            out, known=np.concatenate(known), times=np.concatenate(times), codes=np.concatenate(both)
+        )
+
+
+def _keys(key: jax.Array | None) -> jax.Array:
+    """One key as a batch of one."""
+    return (jax.random.key(0) if key is None else key)[None]

@@ -1,0 +1,164 @@
+"""A verb's request: the checked clip as a plan, with what is known of each of its chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from worldsim.config import WorldConfig
+from worldsim.generate.check import check_actions, check_clip, chunk_count
+from worldsim.plan import Plan, make_plan
+from worldsim.types import Actions, Clip, Frames
+
+Direction = Literal["forward", "backward"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a rollout needs, and what its answer is put between.
+
+    Attributes:
+      plan: rows in the order of generation.
+      frames: uint8 ``[k H W c]``: the chunks that the world sees, end to end.
+      sources: ``[p]``: for each known row, its chunk in ``frames``; -1 for rows to generate.
+      actions: ``[p f ...]``, null where none is given; None in a world without actions.
+      before, after: given frames, returned untouched around the new ones.
+      direction: in which the answer can be continued, or None.
+    """
+
+    plan: Plan
+    frames: Frames
+    sources: Int[np.ndarray, "p"]
+    actions: np.ndarray | None
+    before: Clip | None
+    after: Clip | None
+    direction: Direction | None = None
+
+
+def null_actions(count: int, config: WorldConfig) -> np.ndarray | None:
+    """``[count]`` or ``[count a]`` actions that say nothing; None in a world without actions."""
+    action = config.dynamics.action
+    if action.kind == "none":
+        return None
+    if action.kind == "discrete":
+        return np.full(count, -1, np.int32)
+    return np.full((count, action.size), np.nan, np.float32)
+
+
+def by_chunk(actions: Actions | None, count: int, config: WorldConfig) -> np.ndarray | None:
+    """Actions of ``count`` chunks as rows ``[count f ...]``; null where there are none."""
+    f = config.tokenizer.frames_per_chunk
+    null = null_actions(count * f, config)
+    if null is None:
+        return None
+    rows = null if actions is None else np.asarray(actions, null.dtype)
+    return rows.reshape(count, f, *rows.shape[1:])
+
+
+def _given(clip: Clip, config: WorldConfig, *, at: Literal["start", "end"], most: int) -> tuple[Clip, int]:
+    """The whole chunks of a clip next to where frames are to be made, at most ``most`` of them."""
+    f = config.tokenizer.frames_per_chunk
+    count = min(len(clip) // f, most)
+    return (clip[: count * f] if at == "start" else clip[len(clip) - count * f :]), count
+
+
+def _stack(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    return None if parts[0] is None else np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def extend_request(
+    clip: Clip,
+    frames: int,
+    config: WorldConfig,
+    *,
+    direction: Direction = "forward",
+    actions: Actions | None = None,
+) -> Request:
+    """See :meth:`World.extend`."""
+    check_clip(clip, config, verb="extend")
+    check_actions(actions, config, frames=frames, verb="extend")
+    if direction not in ("forward", "backward"):
+        raise ValueError(f"extend: direction {direction!r}; use 'forward' or 'backward'.")
+    f = config.tokenizer.frames_per_chunk
+    new, onward = chunk_count(frames, config, verb="extend"), direction == "forward"
+    seen, known = _given(clip, config, at="end" if onward else "start", most=config.dynamics.context)
+    rows, fresh = by_chunk(seen.actions, known, config), by_chunk(actions, new, config)
+    order = np.arange(known) if onward else np.arange(known)[::-1]
+    if rows is not None and fresh is not None:
+        rows, fresh = rows[order], (fresh if onward else fresh[::-1])
+    return Request(
+        plan=make_plan(order, known + np.arange(new) if onward else -1 - np.arange(new), frames_per_chunk=f),
+        frames=seen.frames,
+        sources=np.concatenate([order, np.full(new, -1)]),
+        actions=_stack([rows, fresh]),
+        before=clip if onward else None,
+        after=None if onward else clip,
+        direction=direction,
+    )
+
+
+def infill_request(
+    before: Clip, after: Clip, frames: int, config: WorldConfig, *, actions: Actions | None = None
+) -> Request:
+    """See :meth:`World.infill`."""
+    check_clip(before, config, verb="infill")
+    if len(after) == 0:
+        return extend_request(before, frames, config, actions=actions)
+    check_clip(after, config, verb="infill")
+    check_actions(actions, config, frames=frames, verb="infill")
+    f, new = config.tokenizer.frames_per_chunk, chunk_count(frames, config, verb="infill")
+    later, pins = _given(after, config, at="start", most=config.dynamics.pinned)
+    earlier, known = _given(before, config, at="end", most=config.dynamics.context - pins)
+    return Request(
+        plan=make_plan(
+            np.concatenate([known + new + np.arange(pins), np.arange(known)]),
+            known + np.arange(new),
+            frames_per_chunk=f,
+            pinned=pins,
+        ),
+        frames=np.concatenate([earlier.frames, later.frames]),
+        sources=np.concatenate([known + np.arange(pins), np.arange(known), np.full(new, -1)]),
+        actions=_stack(
+            [
+                by_chunk(later.actions, pins, config),
+                by_chunk(earlier.actions, known, config),
+                by_chunk(actions, new, config),
+            ]
+        ),
+        before=before,
+        after=after,
+    )
+
+
+def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actions | None = None) -> Request:
+    """See :meth:`World.loop`."""
+    check_clip(clip, config, verb="loop")
+    check_actions(actions, config, frames=frames, verb="loop")
+    f, total = config.tokenizer.frames_per_chunk, chunk_count(frames, config, verb="loop")
+    most = min(config.dynamics.pinned, config.dynamics.context // 2)
+    opening, pins = _given(clip, config, at="start", most=most)
+    if total <= pins:
+        raise ValueError(
+            f"loop: {frames} frames with an opening of {pins * f}; ask for more than {pins * f} frames or "
+            "give a shorter clip."
+        )
+    given = by_chunk(opening.actions, pins, config)
+    fresh = None if actions is None else np.asarray(actions)[pins * f :]
+    if given is not None:  # what led to the first frame is no longer what the recording says
+        first = null_actions(1, config) if actions is None else np.asarray(actions)[:1]
+        given = given.copy()
+        given[0, 0] = first[0]  # type: ignore[index]
+    start = np.arange(pins)
+    return Request(
+        plan=make_plan(
+            np.concatenate([total + start, start]), np.arange(pins, total), frames_per_chunk=f, pinned=pins
+        ),
+        frames=opening.frames,
+        sources=np.concatenate([start, start, np.full(total - pins, -1)]),
+        actions=_stack([given, given, by_chunk(fresh, total - pins, config)]),
+        before=opening,
+        after=None,
+    )

@@ -1,0 +1,194 @@
+"""The one rollout: masked passes over a chunk against the cache, commit, next row of the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from worldsim.generate.prefill import Rows, blocks, prefill
+from worldsim.models.cache import KVCache
+from worldsim.models.dynamics import Dynamics
+from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.ops.sampling import keep_most_confident, masked_after, sample_codes
+from worldsim.plan import Plan
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dials:
+    """What a user may turn without a retrace.
+
+    Attributes:
+      steps: masked passes per chunk, from 1 to the number of codes in it.
+      temperature: of the draws and of the confidence; 0 takes the likeliest and ignores the key.
+      noise: how corrupted generated chunks are declared to be when committed.
+    """
+
+    steps: Int[Array, ""]
+    temperature: Float[Array, ""]
+    noise: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutState:
+    """Where a rollout stands: enough to go on exactly as if it had never stopped.
+
+    Attributes:
+      cache: committed chunks. It is consumed by going on; :func:`fork` keeps a copy.
+      keys: ``[b]``, one per clip; a chunk's stream is folded from its time, so that a clip comes out the
+        same in any batch and however its rollout is cut.
+      next_order: of the next row.
+      ring: slots that have been given out behind the pinned ones.
+      pinned: slots that are never given out again.
+    """
+
+    cache: KVCache
+    keys: Array
+    next_order: int
+    ring: int
+    pinned: int
+
+
+def start(graph: nnx.GraphDef, params: nnx.State, *, keys: Array) -> RolloutState:
+    """An empty cache for as many clips as there are keys."""
+    return RolloutState(nnx.merge(graph, params).empty_cache(len(keys)), keys, 0, 0, 0)
+
+
+def fork(state: RolloutState) -> RolloutState:
+    """A copy that can go on beside the original."""
+    return dataclasses.replace(state, cache=jax.tree.map(jnp.copy, state.cache))
+
+
+def take(state: RolloutState, index: int) -> RolloutState:
+    """The state of one clip of a batch, as a batch of one."""
+    cache = jax.tree.map(lambda a: a[index : index + 1], state.cache)
+    return dataclasses.replace(state, cache=cache, keys=state.keys[index : index + 1])
+
+
+def chunk_keys(keys: Array, time: Float[Array, ""]) -> Array:
+    """The random streams of the chunk at this time, one per clip."""
+    bits = jax.lax.bitcast_convert_type(time.astype(jnp.float32), jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, bits)
+
+
+def _row(rows: Rows, i: Int[Array, ""]) -> Rows:
+    """One row of a block, as a block of one."""
+    along = lambda axis: lambda a: jax.lax.dynamic_slice_in_dim(a, i, 1, axis)  # noqa: E731
+    return Rows(
+        codes=along(1)(rows.codes),
+        times=along(0)(rows.times),
+        orders=along(0)(rows.orders),
+        slots=along(0)(rows.slots),
+        real=along(0)(rows.real),
+        actions=None if rows.actions is None else along(1)(rows.actions),
+        conditions={name: along(1)(a) for name, a in rows.conditions.items()},
+    )
+
+
+def draw_chunk(model: Dynamics, row: Rows, cache: KVCache, keys: Array, dials: Dials) -> Int[Array, "b 1 h w"]:
+    """Draw one chunk's codes in ``dials.steps`` masked passes; the cache stays as it is."""
+    b, _, h, w = row.codes.shape
+    query = row.chunks(stream=QUERY)
+
+    def reveal(codes, logits, key, step):
+        """One clip's codes ``[n]`` after a pass that gave ``logits [n v]``."""
+        code_key, rank_key = jax.random.split(jax.random.fold_in(key, step))
+        drawn, log_p = sample_codes(logits, code_key, temperature=dials.temperature)
+        fade = dials.temperature * (1 - (step + 1) / dials.steps)
+        confidence = log_p + fade * jax.random.gumbel(rank_key, log_p.shape)
+        masked = codes == model.mask
+        still = keep_most_confident(confidence, masked, masked_after(step, dials.steps, h * w))
+        return jnp.where(masked & ~still, drawn, codes)
+
+    def one_pass(step, codes):
+        grid = rearrange(codes, "b (h w) -> b 1 h w", h=h)
+        logits = model.predict(dataclasses.replace(query, codes=grid), cache)
+        logits = rearrange(logits, "b 1 h w v -> b (h w) v")
+        return jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
+
+    codes = jnp.full((b, h * w), model.mask, jnp.int32)
+    codes = jax.lax.fori_loop(0, dials.steps, one_pass, codes)
+    return rearrange(codes, "b (h w) -> b 1 h w", h=h)
+
+
+@partial(jax.jit, static_argnames="graph", donate_argnames="cache")
+def rollout_block(
+    graph: nnx.GraphDef, params: nnx.State, cache: KVCache, rows: Rows, keys: Array, dials: Dials
+) -> tuple[KVCache, Int[Array, "b r h w"]]:
+    """Generate a block of plan rows one after another; padded rows cost nothing."""
+
+    def generate(cache, row):
+        model = nnx.merge(graph, params)
+        codes = draw_chunk(model, row, cache, chunk_keys(keys, row.times[0]), dials)
+        known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN, noise=dials.noise)
+        return model.commit(known, cache, row.slots), codes
+
+    def one_row(i, carry):
+        cache, codes = carry
+        row = _row(rows, i)
+        cache, drawn = generate(cache, row)
+        return cache, jax.lax.dynamic_update_slice_in_dim(codes, drawn, i, axis=1)
+
+    codes = jnp.zeros(rows.codes.shape, jnp.int32)
+    return jax.lax.fori_loop(0, rows.real.sum(), one_row, (cache, codes))
+
+
+def run(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    state: RolloutState,
+    plan: Plan,
+    *,
+    codes: Int[np.ndarray, "b p h w"],
+    dials: Dials,
+    actions: np.ndarray | None = None,
+    conditions: dict[str, np.ndarray] | None = None,
+) -> tuple[RolloutState, Int[np.ndarray, "b p h w"]]:
+    """Carry out a plan from a state: commit its known rows, generate the others.
+
+    Args:
+      graph, params: the dynamics.
+      state: where the rollout stands; its cache is consumed.
+      plan: rows in the order of generation; times may continue those of an earlier plan.
+      codes: a row per plan row; those of generated rows are ignored.
+      dials: of sampling.
+      actions: ``[b p f ...]`` or None for null actions.
+      conditions: per name ``[b p ...]``; those left out are null.
+
+    Returns:
+      The new state, and the codes of every row of the plan.
+
+    Raises:
+      ValueError: pinned chunks in a plan that continues another, or more than the cache can pin.
+    """
+    context = state.cache.times.shape[1]
+    pins = int(plan.pinned.sum())
+    if pins and state.next_order:
+        raise ValueError(f"run: {pins} pinned chunks in a plan that goes on from order {state.next_order}.")
+    if pins >= context:
+        raise ValueError(f"run: {pins} pinned chunks in a cache of {context}; pin at most {context - 1}.")
+    pinned = state.pinned + pins
+    plan = dataclasses.replace(plan, first_order=state.next_order)
+    ring = state.ring + np.cumsum(~plan.pinned) - 1
+    slots = np.where(plan.pinned, np.arange(len(plan)), pinned + ring % (context - pinned))
+    out = np.array(codes, np.int32)
+    cache, extras = state.cache, {"actions": actions, "conditions": conditions or {}, "context": context}
+    for _, rows in blocks(plan, slots, np.flatnonzero(plan.known), codes=out, **extras):
+        cache = prefill(graph, params, cache, rows)
+    drawn = []
+    for index, rows in blocks(plan, slots, np.flatnonzero(~plan.known), codes=out, **extras):
+        cache, block = rollout_block(graph, params, cache, rows, state.keys, dials)
+        drawn.append((index, block))
+    for index, block in drawn:  # read back only after every block is dispatched
+        out[:, index] = np.asarray(block)[:, : len(index)]
+    state = RolloutState(
+        cache, state.keys, state.next_order + len(plan), int(ring[-1]) + 1 if len(plan) else state.ring, pinned
+    )
+    return state, out

@@ -1,0 +1,1 @@
+"""Flax NNX modules, each built whole from its frozen config."""

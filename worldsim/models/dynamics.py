@@ -1,0 +1,220 @@
+"""The chunk-causal transformer over codes: two-stream training, cached prediction and commit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from worldsim.config import DynamicsConfig, TokenizerConfig
+from worldsim.models.cache import KVCache, empty_cache, write
+from worldsim.models.transformer import Transformer
+from worldsim.ops import rope
+from worldsim.ops.attention import attend_block, merge
+
+NOISE_BUCKETS = 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Chunks of one stream as the model reads them.
+
+    Attributes:
+      codes: ``[b p h w]``; the value v (one past the codebook) is the mask.
+      times: ``[b p]``, the time of the chunk's first frame, in frames.
+      ids: ``[b p 3]`` (segment, order, stream).
+      noise: ``[b p]``, how corrupted the codes are, 0 to 1.
+      actions: ``[b p f]`` int32 (-1 is null) or ``[b p f a]`` float32 (NaN is null), or None.
+      conditions: per name ``[b p]`` int32 (-1 is null) or ``[b p s]`` float32 (NaN is null).
+    """
+
+    codes: Int[Array, "b p h w"]
+    times: Float[Array, "b p"]
+    ids: Int[Array, "b p 3"]
+    noise: Float[Array, "b p"]
+    actions: Array | None = None
+    conditions: dict[str, Array] = dataclasses.field(default_factory=dict)
+
+
+class Door(nnx.Module):
+    """One input beside the codes: a class or a vector, either of which may be null."""
+
+    def __init__(self, kind: str, size: int, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.kind = kind
+        self.table = nnx.Param(init(rngs.params(), (size, width)))
+        self.null = nnx.Param(init(rngs.params(), (width,)))
+
+    def __call__(self, x: Array) -> Float[Array, "*n d"]:
+        if self.kind in ("class", "discrete"):
+            missing, value = x < 0, self.table[...][jnp.maximum(x, 0)]
+        else:
+            missing = jnp.isnan(x).any(-1)
+            value = jnp.nan_to_num(x).astype(jnp.float32) @ self.table[...]
+        return jnp.where(missing[..., None], self.null[...], value)
+
+
+class Dynamics(nnx.Module):
+    """Predicts the codes of a chunk from every chunk generated before it.
+
+    A chunk is a row of tokens: one per frame for the action (where the world has actions), then its
+    grid of codes, ``patch x patch`` codes a token. Codes are masked and drawn one by one all the same. Times, orders and streams are integers beside them; see DESIGN notes in
+    :mod:`worldsim.ops.attention` for who sees whom.
+    """
+
+    def __init__(self, config: DynamicsConfig, tokenizer: TokenizerConfig, *, rngs: nnx.Rngs, dtype=None):
+        init = nnx.initializers.normal(0.02)
+        rows, columns = tokenizer.grid
+        frames, width = tokenizer.frames_per_chunk, config.width
+        patch = config.patch
+        self.config, self.dtype = config, dtype
+        self.grid = rows // patch, columns // patch
+        self.codebook = tokenizer.codebook
+        self.lead = frames if config.action.kind != "none" else 0
+        self.tokens = self.lead + self.grid[0] * self.grid[1]
+        self.codes = nnx.Param(init(rngs.params(), (self.codebook + 1, width // patch**2)))
+        self.space = nnx.Param(init(rngs.params(), (self.tokens, width)))
+        self.stream = nnx.Param(init(rngs.params(), (2, width)))
+        self.noise = nnx.Param(init(rngs.params(), (NOISE_BUCKETS, width)))
+        action = config.action
+        self.action = Door(action.kind, action.size, width, rngs=rngs) if self.lead else None
+        self.conditions = nnx.Dict(
+            {c.name: Door(c.kind, c.size, width, rngs=rngs) for c in config.conditions}
+        )
+        self.transformer = Transformer(config, rngs=rngs, dtype=dtype)
+        self.head = nnx.Linear(width, patch**2 * self.codebook, kernel_init=init, rngs=rngs, dtype=dtype)
+
+    @property
+    def mask(self) -> int:
+        """The code that stands for "not known yet"."""
+        return self.codebook
+
+    def embed(self, chunks: Chunks) -> Float[Array, "b m d"]:
+        """Tokens of all chunks, flattened chunk by chunk."""
+        b, p = chunks.codes.shape[:2]
+        i = self.config.patch
+        codes = rearrange(chunks.codes, "b p (h i) (w j) -> b p (h w) (i j)", i=i, j=i)
+        x = self.codes[...][codes].reshape(b, p, codes.shape[2], -1)
+        if self.action is not None:
+            null = -1 if self.config.action.kind == "discrete" else jnp.nan
+            shape = (b, p, self.lead) + ((self.config.action.size,) if null != -1 else ())
+            actions = jnp.full(shape, null) if chunks.actions is None else chunks.actions
+            x = jnp.concatenate([self.action(actions), x], axis=2)
+        level = jnp.clip(jnp.ceil(chunks.noise / max(self.config.max_noise, 1e-6) * (NOISE_BUCKETS - 1)), 0, NOISE_BUCKETS - 1)
+        chunk = self.noise[...][level.astype(jnp.int32)] + self.stream[...][chunks.ids[..., 2]]
+        for condition in self.config.conditions:
+            door, shape = self.conditions[condition.name], (b, p)
+            null = jnp.full(shape, -1) if condition.kind == "class" else jnp.full((*shape, condition.size), jnp.nan)
+            chunk = chunk + door(chunks.conditions.get(condition.name, null))
+        x = x + self.space[...] + chunk[:, :, None]
+        return x.reshape(b, p * self.tokens, -1).astype(self.dtype or x.dtype)
+
+    def _angles(self, times: Float[Array, "b p"]) -> Float[Array, "b m r"]:
+        """Rotary phases of all tokens of chunks at these times."""
+        rows, columns = self.grid
+        offset = np.concatenate([np.arange(self.lead), np.zeros(rows * columns)])
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        row = np.concatenate([np.full(self.lead, (rows - 1) / 2), row])
+        column = np.concatenate([np.full(self.lead, (columns - 1) / 2), column])
+        full = (times[..., None] + offset).reshape(times.shape[0], -1)
+        spread = lambda x: jnp.broadcast_to(jnp.tile(x, times.shape[1]), full.shape)  # noqa: E731
+        head = self.config.width // self.config.heads
+        return rope.phases(full, spread(row), spread(column), head=head, base=self.config.rope_base)
+
+    def _ids(self, ids: Int[Array, "b p 3"]) -> Int[Array, "b m 3"]:
+        return jnp.repeat(ids, self.tokens, axis=1)
+
+    def _logits(self, x: Float[Array, "b m d"]) -> Float[Array, "b p h w v"]:
+        b = x.shape[0]
+        codes = x.reshape(b, -1, self.tokens, x.shape[-1])[:, :, self.lead :]
+        logits = self.head(codes.astype(self.dtype or x.dtype)).astype(jnp.float32)
+        i, (rows, _) = self.config.patch, self.grid
+        return rearrange(logits, "b p (h w) (i j v) -> b p (h i) (w j) v", h=rows, i=i, j=i)
+
+    def two_stream(
+        self, known: Chunks, query: Chunks, *, groups: int = 1
+    ) -> Float[Array, "b p h w v"]:
+        """Logits of the query chunks, each reading the known chunks of lower order and itself.
+
+        Args:
+          known: the known stream, p chunks.
+          query: the query stream, masked copies of some of them.
+          groups: cut the known stream into this many blocks of queries, each reading only up to its own
+            end. Right only where chunks are laid out in generation order; 1 is right for any layout.
+
+        Returns:
+          Logits for every code of every query chunk.
+        """
+        p, q_chunks = known.codes.shape[1], query.codes.shape[1]
+        start = known.times[:, :1]
+        x = jnp.concatenate([self.embed(known), self.embed(query)], axis=1)
+        angles = self._angles(jnp.concatenate([known.times, query.times], axis=1) - start)
+        k_ids, q_ids = self._ids(known.ids), self._ids(query.ids)
+        cut, tokens = p * self.tokens, self.tokens
+        bounds = [round(p * i / groups) * tokens for i in range(groups + 1)]
+
+        def own(a):
+            return a.reshape(-1, tokens, *a.shape[2:])
+
+        def mix(q, k, v):
+            q, k = rope.rotate(q, angles), rope.rotate(k, angles)
+            out = [
+                attend_block(q[:, lo:hi], k[:, :hi], v[:, :hi], k_ids[:, lo:hi], k_ids[:, :hi])[0]
+                for lo, hi in zip(bounds, bounds[1:], strict=False)
+            ]
+            past = attend_block(q[:, cut:], k[:, :cut], v[:, :cut], q_ids, k_ids)
+            itself = attend_block(own(q[:, cut:]), own(k[:, cut:]), own(v[:, cut:]), own(q_ids), own(q_ids))
+            itself = tuple(a.reshape(q.shape[0], q_chunks * tokens, *a.shape[2:]) for a in itself)
+            return jnp.concatenate([*out, merge([past, itself])], axis=1)
+
+        x = self.transformer(x, lambda _: mix)
+        return self._logits(x[:, cut:])
+
+    def _read(self, chunks: Chunks, cache: KVCache):
+        """Run chunks against the cache and one another; also their keys and values per layer."""
+        b, p = chunks.codes.shape[:2]
+        start = chunks.times[:, :1]
+        angles, past_angles = self._angles(chunks.times - start), self._angles(cache.times - start)
+        ids, past_ids = self._ids(chunks.ids), self._ids(cache.ids)
+        kept: list[tuple[Array, Array]] = []
+
+        def mix(layer):
+            def read(q, k, v):
+                kept.append(tuple(a.reshape(b, p, self.tokens, *a.shape[2:]) for a in (k, v)))
+                past_k, past_v = (a[layer].reshape(b, -1, *k.shape[2:]) for a in (cache.keys, cache.values))
+                q = rope.rotate(q, angles)
+                past = attend_block(q, rope.rotate(past_k, past_angles), past_v, ids, past_ids)
+                return merge([past, attend_block(q, rope.rotate(k, angles), v, ids, ids)])
+
+            return read
+
+        return self.transformer(self.embed(chunks), mix), kept
+
+    def predict(self, query: Chunks, cache: KVCache) -> Float[Array, "b p h w v"]:
+        """Logits of masked chunks against the cache; the cache stays as it is."""
+        return self._logits(self._read(query, cache)[0])
+
+    def commit(self, known: Chunks, cache: KVCache, slots: Int[Array, "p"]) -> KVCache:
+        """The cache with known chunks (read under the same law) written to their slots."""
+        _, kept = self._read(known, cache)
+        keys, values = zip(*kept, strict=True)
+        return write(cache, keys, values, known.times, known.ids, slots)
+
+    def empty_cache(self, batch: int) -> KVCache:
+        """A cache of ``context`` empty slots."""
+        config = self.config
+        return empty_cache(
+            layers=config.layers,
+            batch=batch,
+            slots=config.context,
+            tokens=self.tokens,
+            heads=config.heads,
+            head=config.width // config.heads,
+            dtype=self.dtype or jnp.float32,
+        )

@@ -1,0 +1,91 @@
+"""Pre-norm transformer layers that leave to the caller who attends to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from worldsim.config import DynamicsConfig
+from worldsim.models.conv import RMSNorm
+
+Mix = Callable[
+    [Float[Array, "b n k e"], Float[Array, "b n k e"], Float[Array, "b n k e"]], Float[Array, "b n k e"]
+]
+"""From unrotated queries, keys and values of a layer to what each token reads."""
+
+
+class Attention(nnx.Module):
+    """Projections and normalised queries and keys."""
+
+    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
+        heads, head = config.heads, config.width // config.heads
+        self.heads = heads
+        self.query = nnx.Linear(config.width, config.width, use_bias=False, rngs=rngs, dtype=dtype)
+        self.key = nnx.Linear(config.width, config.width, use_bias=False, rngs=rngs, dtype=dtype)
+        self.value = nnx.Linear(config.width, config.width, use_bias=False, rngs=rngs, dtype=dtype)
+        self.query_norm = RMSNorm(head)
+        self.key_norm = RMSNorm(head)
+        self.out = nnx.Linear(
+            config.width,
+            config.width,
+            use_bias=False,
+            kernel_init=nnx.initializers.normal(0.02 / (2 * config.layers) ** 0.5),
+            rngs=rngs,
+            dtype=dtype,
+        )
+
+    def __call__(self, x: Float[Array, "b n d"], mix: Mix) -> Float[Array, "b n d"]:
+        split = (*x.shape[:2], self.heads, -1)
+        q = self.query_norm(self.query(x).reshape(split))
+        k = self.key_norm(self.key(x).reshape(split))
+        v = self.value(x).reshape(split)
+        return self.out(mix(q, k, v).astype(x.dtype).reshape(*x.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """Up, GELU, down."""
+
+    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
+        self.up = nnx.Linear(config.width, config.mlp, use_bias=False, rngs=rngs, dtype=dtype)
+        self.down = nnx.Linear(
+            config.mlp,
+            config.width,
+            use_bias=False,
+            kernel_init=nnx.initializers.normal(0.02 / (2 * config.layers) ** 0.5),
+            rngs=rngs,
+            dtype=dtype,
+        )
+
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        return self.down(nnx.gelu(self.up(x)))
+
+
+class Layer(nnx.Module):
+    """Attention and MLP, each on a normalised copy and added."""
+
+    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config, rngs=rngs, dtype=dtype)
+        self.mlp_norm = RMSNorm(config.width)
+        self.mlp = MLP(config, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b n d"], mix: Mix) -> Float[Array, "b n d"]:
+        x = x + self.attention(self.attention_norm(x), mix)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nnx.Module):
+    """A stack of layers and a last norm."""
+
+    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
+        self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.layers)])
+        self.norm = RMSNorm(config.width)
+
+    def __call__(self, x: Float[Array, "b n d"], mix: Callable[[int], Mix]) -> Float[Array, "b n d"]:
+        """Run the stack; ``mix(i)`` is what layer i reads with."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x, mix(i))
+        return self.norm(x).astype(jnp.float32)

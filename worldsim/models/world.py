@@ -1,0 +1,62 @@
+"""The parts of a world, built from its config: shapes first, weights after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from worldsim.config import WorldConfig
+from worldsim.models.dynamics import Dynamics
+from worldsim.models.tokenizer import Tokenizer
+from worldsim.parallel.sharding import by_path, path_of
+
+
+def make_tokenizer(config: WorldConfig, *, rngs: nnx.Rngs, dtype: Any = None) -> Tokenizer:
+    """The tokenizer with fresh weights; ``dtype`` is what it computes in."""
+    return Tokenizer(config.tokenizer, rngs=rngs, dtype=dtype)
+
+
+def make_dynamics(config: WorldConfig, *, rngs: nnx.Rngs, dtype: Any = None) -> Dynamics:
+    """The dynamics with fresh weights."""
+    return Dynamics(config.dynamics, config.tokenizer, rngs=rngs, dtype=dtype)
+
+
+MAKERS = {"tokenizer": make_tokenizer, "dynamics": make_dynamics}
+"""By stage name."""
+
+
+def split_module(name: str, config: WorldConfig, *, dtype: Any = None) -> tuple[nnx.GraphDef, Any]:
+    """A part's graph and the shapes of its parameters, without any array.
+
+    Args:
+      name: ``tokenizer`` or ``dynamics``.
+      config: of the world.
+      dtype: what the part computes in; parameters are float32.
+
+    Returns:
+      A graph for ``nnx.merge`` and a tree of ``jax.ShapeDtypeStruct``.
+    """
+    module = nnx.eval_shape(lambda: MAKERS[name](config, rngs=nnx.Rngs(0), dtype=dtype))
+    return nnx.split(module, nnx.Param)
+
+
+def init_params(name: str, config: WorldConfig, key: jax.Array) -> Any:
+    """Fresh parameters of a part, from a key."""
+    return nnx.split(MAKERS[name](config, rngs=nnx.Rngs(key)), nnx.Param)[1]
+
+
+def fill_params(name: str, config: WorldConfig, values: Any) -> Any:
+    """Stored arrays in the structure that a part's module has.
+
+    Args:
+      name: of the part.
+      config: of the world.
+      values: arrays as nested dicts, of the right names and shapes.
+    """
+    _, shapes = split_module(name, config)
+    found = by_path(values)
+    flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    leaves = [jax.numpy.asarray(found[path_of(keys)], leaf.dtype) for keys, leaf in flat]
+    return jax.tree_util.tree_unflatten(tree, leaves)

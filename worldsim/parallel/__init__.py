@@ -1,0 +1,1 @@
+"""Where arrays live: the mesh, the sharding tables, several hosts."""

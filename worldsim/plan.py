@@ -1,0 +1,120 @@
+"""The Plan: for each chunk its time, its place in the order of generation, and whether it is known.
+
+Forward, backward, infilling and loops are the same model and the same rollout with other integers:
+
+    forward     0  1  2 |  3  4          what is left of the bar is known
+    backward    2  1  0 | -1 -2          (times, in the order in which chunks enter)
+    infill      4  5  0  1 |  2  3       suffix first: what was given never changes
+    keyframes   0 | 16  8  4 12 ...
+    loop        8  9  0  1 |  2 ... 7    the opening, known twice: at t + N and at t
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Rows in the order of generation.
+
+    Attributes:
+      times: ``[p]`` float32, frames; may be negative, fractional or have gaps.
+      known: ``[p]``, True where the codes are given; known rows come first.
+      pinned: ``[p]``, True where a rollout keeps the chunk for good.
+      first_order: the order of the first row; the rest count on from it.
+    """
+
+    times: Float[np.ndarray, "p"]
+    known: Bool[np.ndarray, "p"]
+    pinned: Bool[np.ndarray, "p"]
+    first_order: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.times) == len(self.known) == len(self.pinned):
+            raise ValueError(
+                f"Plan: {len(self.times)} times, {len(self.known)} known and {len(self.pinned)} pinned; "
+                "give one of each per chunk."
+            )
+        if np.any(~self.known[:-1] & self.known[1:]):
+            raise ValueError("Plan: a known chunk comes after a generated one; put all known chunks first.")
+        if np.any(self.pinned & ~self.known):
+            raise ValueError("Plan: a generated chunk is pinned; only known chunks can be.")
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def orders(self) -> Int[np.ndarray, "p"]:
+        """When each row is generated."""
+        return self.first_order + np.arange(len(self), dtype=np.int32)
+
+
+def make_plan(
+    known: Int[np.ndarray, "p"],
+    new: Int[np.ndarray, "q"],
+    *,
+    frames_per_chunk: int = 1,
+    pinned: int = 0,
+) -> Plan:
+    """A plan from chunk positions in the order of generation; the first ``pinned`` are kept for good."""
+    positions = np.concatenate([np.asarray(known), np.asarray(new)])
+    rows = np.arange(len(positions))
+    return Plan(
+        times=(positions * frames_per_chunk).astype(np.float32),
+        known=rows < len(known),
+        pinned=rows < pinned,
+    )
+
+
+def forward(known: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
+    """``new`` chunks after ``known`` ones at 0, 1, ..."""
+    return make_plan(np.arange(known), known + np.arange(new), frames_per_chunk=frames_per_chunk)
+
+
+def backward(known: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
+    """``new`` chunks before ``known`` ones at 0, 1, ...; the nearest is generated first."""
+    return make_plan(np.arange(known)[::-1], -1 - np.arange(new), frames_per_chunk=frames_per_chunk)
+
+
+def infill(before: int, after: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
+    """``new`` chunks between ``before`` and ``after`` known ones; what lies after enters first, pinned."""
+    suffix = before + new + np.arange(after)
+    return make_plan(
+        np.concatenate([suffix, np.arange(before)]),
+        before + np.arange(new),
+        frames_per_chunk=frames_per_chunk,
+        pinned=after,
+    )
+
+
+def keyframes(known: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
+    """``new`` chunks after ``known`` ones, the farthest first, then by halving the largest gaps."""
+    last, order = known - 1, []
+    gaps = [(last, last + new + 1)]
+    if new:
+        order.append(last + new)
+        gaps = [(last, last + new)]
+    while gaps:
+        low, high = gaps.pop(0)
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return make_plan(np.arange(known), np.asarray(order, int), frames_per_chunk=frames_per_chunk)
+
+
+def loop(opening: int, total: int, *, frames_per_chunk: int = 1) -> Plan:
+    """A loop of ``total`` chunks whose first ``opening`` are known, at their time and one round later."""
+    if not 1 <= opening < total:
+        raise ValueError(f"A loop of {total} chunks with {opening} known ones; give from 1 to {total - 1}.")
+    start = np.arange(opening)
+    return make_plan(
+        np.concatenate([total + start, start]),
+        np.arange(opening, total),
+        frames_per_chunk=frames_per_chunk,
+        pinned=opening,
+    )

@@ -1,0 +1,1 @@
+"""Training: state, losses, stages, optimizer, step, metrics and the one loop."""

@@ -1,0 +1,101 @@
+"""A dataset's frames as codes: encoded once, so that the dynamics never decodes a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from worldsim.config import WorldConfig
+from worldsim.data.arrays import ArraySource
+from worldsim.data.source import Source
+from worldsim.models.tokenizer import to_float
+from worldsim.models.world import split_module
+
+_BLOCK = 64
+
+
+def params_hash(params: Any) -> str:
+    """sha256 of a tree's arrays, leaf by leaf."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def make_encoder(config: WorldConfig, params: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from uint8 frames ``[t h w c]`` of any length to codes ``[p h w]``."""
+    graph, _ = split_module("tokenizer", config)
+    block = _BLOCK * config.tokenizer.frames_per_chunk
+
+    @jax.jit
+    def encode(params, frames):
+        return nnx.merge(graph, params).tokenize(to_float(frames)[None])[0]
+
+    def run(frames: np.ndarray) -> np.ndarray:
+        count = len(frames) // config.tokenizer.frames_per_chunk
+        frames = frames[: count * config.tokenizer.frames_per_chunk]
+        padded = np.pad(frames, ((0, -len(frames) % block), (0, 0), (0, 0), (0, 0)))
+        parts = [encode(params, padded[i : i + block]) for i in range(0, len(padded), block)]
+        kind = np.uint16 if config.tokenizer.codebook <= 2**16 else np.int32
+        return np.concatenate(parts)[:count].astype(kind)
+
+    return run
+
+
+def encode_source(
+    source: Source,
+    config: WorldConfig,
+    params: Any,
+    path: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> ArraySource:
+    """The source with codes in place of frames, kept at ``path`` for the next start.
+
+    The file carries the hash of the tokenizer's weights and is made anew when they change. About one
+    per cent of the frames' size: it stays in memory.
+
+    Args:
+      source: records with ``frames`` and per-frame arrays beside them.
+      config: of the world.
+      params: of the tokenizer.
+      path: an ``.npz`` to write or read.
+      progress: called with records done and in all.
+
+    Returns:
+      Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``: one row a chunk.
+    """
+    mark = params_hash(params)
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["tokenizer"]) == mark and len(stored["lengths"]) == len(source):
+                return ArraySource({n: stored[n] for n in stored if n != "tokenizer"}, keys=None)
+    encode = make_encoder(config, params)
+    f = config.tokenizer.frames_per_chunk
+    lengths = np.asarray(source.lengths) // f
+    columns: dict[str, np.ndarray] = {"lengths": lengths}
+    for i in range(len(source)):
+        record = source[i]
+        codes, count = encode(record["frames"]), int(lengths[i])
+        rows = {"codes": codes}
+        for name, array in record.items():
+            if name == "actions" or name.startswith("condition_"):
+                per_chunk = array[: count * f].reshape(count, f, *array.shape[1:])
+                rows[name] = per_chunk if name == "actions" else per_chunk[:, 0]
+        for name, array in rows.items():
+            shape = (len(source), int(lengths.max()), *array.shape[1:])
+            columns.setdefault(name, np.zeros(shape, array.dtype))[i, :count] = array
+        if progress is not None:
+            progress(i + 1, len(source))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, tokenizer=np.asarray(mark), **columns)
+    part.replace(path)
+    return ArraySource(columns, keys=None)

@@ -1,0 +1,223 @@
+"""The one training loop: shapes first, restore, iterate, log, save, sample."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from worldsim.config import TrainConfig
+from worldsim.parallel import sharding
+from worldsim.parallel.distributed import is_lead
+from worldsim.parallel.mesh import make_mesh
+from worldsim.train.checkpoints import (
+    check_record,
+    checkpoint_config,
+    make_record,
+    open_checkpoints,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from worldsim.train.metrics import MetricsLog
+from worldsim.train.optim import make_optimizer
+from worldsim.train.state import Batch, Params, Stage, TrainState
+from worldsim.train.step import Step, init_state, make_step, state_shardings
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or its gradient became infinite or not a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A dispatched step whose metrics have not been read."""
+
+    step: int
+    metrics: dict[str, jax.Array]
+    batch: Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same through a run of one stage."""
+
+    stage: Stage
+    folder: Path
+    mesh: Mesh
+    manager: Any
+    record: dict[str, Any]
+    log: MetricsLog
+    began: float
+
+
+def train_stage(
+    stage: Stage, workdir: str | Path, *, seed: int, config: TrainConfig, mesh: Mesh | None = None
+) -> TrainState:
+    """Train a stage to its last step, from where ``workdir`` stands.
+
+    Writes ``WORKDIR/STAGE/{checkpoints,metrics.jsonl,tensorboard,samples}``. A run that was killed at
+    any moment goes on from its last checkpoint and repeats, bit for bit, what it would have done; one
+    that is complete is only read. SIGTERM saves and ends the process with status 143.
+
+    Args:
+      stage: what to train.
+      workdir: of the run.
+      seed: of the parameters and of every random number in the steps.
+      config: the run's, stored with every checkpoint; going on with another one is refused.
+      mesh: of devices; None is one device.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      NonFiniteError: with the step, a file with its batch and the last good checkpoint.
+      ValueError: a workdir of another config, seed or frozen parameters; every difference is named.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    folder = Path(workdir).absolute() / stage.name
+    record = make_record(stage.name, seed=seed, frozen=stage.frozen, config=config)
+    optimizer = make_optimizer(stage.config.optim, stage.config.steps)
+    init = partial(init_state, stage, optimizer)
+    shapes = jax.eval_shape(init, jax.random.key(seed))
+    shardings = state_shardings(mesh, shapes)
+    manager = open_checkpoints(folder / "checkpoints")
+    try:
+        with jax.set_mesh(mesh):
+            last = manager.latest_step()
+            if last is None:
+                state = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+            else:
+                check_record(checkpoint_config(manager, last), record, folder=folder)
+                state = restore_checkpoint(manager, last, _with_shardings(shapes, shardings))
+            start = int(state.step)
+            if start >= stage.config.steps:
+                return state
+            total = stage.config.steps
+            log = MetricsLog(folder, name=stage.name, total=total, start=start, active=is_lead())
+            try:
+                if start:
+                    log.note(f"going on from step {start}")
+                run = _Run(stage, folder, mesh, manager, record, log, time.monotonic())
+                return _iterate(run, state, make_step(stage, optimizer, mesh, shardings=shardings))
+            finally:
+                log.close()
+    finally:
+        manager.wait_until_finished()
+        manager.close()
+
+
+def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
+    """Steps from the state's to the last; metrics are read when the next step is on its way."""
+    stage, config = run.stage, run.stage.config
+    frozen = jax.device_put(stage.frozen, sharding.replicated(run.mesh))
+    start, pending = int(state.step), None
+    batches = stage.batches(start)
+    try:
+        with _termination() as asked:
+            for done in range(start + 1, config.steps + 1):
+                batch = _next(batches, stage=stage, done=done)
+                state, metrics = step(state, frozen, sharding.place_batch(run.mesh, batch))
+                if pending is not None:
+                    _settle(run, pending)
+                pending = _Pending(done, metrics, batch)
+                save = _due(done, config.save_every) or done == config.steps or asked.is_set()
+                sample = _due(done, config.sample_every) and stage.samples is not None
+                if save or sample:
+                    _settle(run, pending)
+                    pending = None
+                if save:
+                    save_checkpoint(run.manager, done, state, config=run.record)
+                if sample:
+                    _sample(run, state, frozen, step=done)
+                if asked.is_set() and done < config.steps:
+                    run.log.note(f"stopped by SIGTERM after step {done}, saved; run it again to go on")
+                    raise SystemExit(128 + signal.SIGTERM)
+    finally:
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _next(batches: Iterator[Batch], *, stage: Stage, done: int) -> Batch:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(
+            f"Stage {stage.name!r}: the data ended before step {done} of {stage.config.steps}; batches must "
+            "go on for ever (repeat the data)."
+        ) from None
+
+
+def _settle(run: _Run, pending: _Pending) -> None:
+    """Read a step's metrics: stop if they are not finite, log them if it is time."""
+    metrics, step, config = pending.metrics, pending.step, run.stage.config
+    watched = {name: float(x) for name, x in jax.device_get(_pick(metrics, "loss", "grad_norm")).items()}
+    if not all(np.isfinite(list(watched.values()))):
+        _stop(run, pending, watched)
+    if _due(step, config.log_every) or step == config.steps:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        run.log.write(step, {"loss": watched["loss"], **values}, seconds=time.monotonic() - run.began)
+    else:
+        run.log.advance(step)
+
+
+def _pick(values: dict[str, jax.Array], *names: str) -> dict[str, jax.Array]:
+    return {name: values[name] for name in names}
+
+
+def _stop(run: _Run, pending: _Pending, watched: dict[str, float]) -> None:
+    run.manager.wait_until_finished()
+    path = run.folder / f"bad_batch_{pending.step}.npz"
+    if is_lead():
+        np.savez(path, **pending.batch)  # type: ignore[arg-type]
+    good = run.manager.latest_step()
+    back = f"{run.folder / 'checkpoints' / str(good)}" if good is not None else "none was saved yet"
+    raise NonFiniteError(
+        f"Stage {run.stage.name!r}, step {pending.step}: loss {watched['loss']}, gradient norm "
+        f"{watched['grad_norm']}. Its batch: {path}. Last good checkpoint: {back}. Look at the batch, then "
+        "lower optim.learning_rate or optim.clip in a new workdir, or run again to go on from there."
+    )
+
+
+def _sample(run: _Run, state: TrainState, frozen: Params, *, step: int) -> None:
+    if jax.process_count() > 1:
+        run.log.note("no samples: they are drawn by runs of one process only")
+    elif run.stage.samples is not None:
+        folder = run.folder / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        run.stage.samples(state.ema, frozen, step, folder)
+
+
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, where this thread may listen to signals."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
+    )

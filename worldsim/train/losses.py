@@ -1,0 +1,194 @@
+"""What the tokenizer and the dynamics are trained to make small."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from worldsim.config import MixConfig, TokenizerLossConfig
+from worldsim.models.dynamics import Chunks, Dynamics
+from worldsim.models.tokenizer import Tokenizer
+from worldsim.ops import haar, quantize
+from worldsim.ops.attention import KNOWN, QUERY
+
+
+def _gaussian(size: int, *, sigma: float = 1.5, radius: int = 3) -> np.ndarray:
+    """A valid-mode Gaussian filter as a matrix ``[size - 2 radius, size]``."""
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    taps /= taps.sum()
+    rows = np.zeros((size - 2 * radius, size), np.float32)
+    for i in range(len(rows)):
+        rows[i, i : i + 2 * radius + 1] = taps
+    return rows
+
+
+def ms_ssim(x: Float[Array, "n h w c"], y: Float[Array, "n h w c"], *, scales: int = 3) -> Float[Array, ""]:
+    """Multi-scale structural similarity of images in [-1, 1], 1 at best.
+
+    Wang et al. 2003, with a 7-tap Gaussian, ``scales`` dyadic scales of equal weight, and the
+    luminance term at the coarsest only. Scales under 14 pixels are left out.
+    """
+    score, c1, c2 = 1.0, 0.02**2, 0.06**2
+    scales = max(1, min(scales, int(np.log2(min(x.shape[1:3]) / 14)) + 1))
+    for scale in range(scales):
+        down, right = _gaussian(x.shape[1]), _gaussian(x.shape[2])
+
+        def blur(a, down=down, right=right):
+            return jnp.einsum("ih,nhwc,jw->nijc", down, a, right)
+
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+        contrast = (2 * cov + c2) / (vx + vy + c2)
+        if scale == scales - 1:
+            contrast = contrast * (2 * mx * my + c1) / (mx * mx + my * my + c1)
+        score = score * jnp.maximum(contrast.mean((1, 2, 3)), 1e-3) ** (1 / scales)
+        x, y = (
+            rearrange(a, "n (h i) (w j) c -> n h w c i j", i=2, j=2).mean((-1, -2))
+            if scale < scales - 1
+            else a
+            for a in (x, y)
+        )
+    return jnp.mean(score)
+
+
+def _rare(
+    frames: Float[Array, "b t h w c"], median: Float[Array, "h w c"]
+) -> Float[Array, "b t h w 1"]:
+    """How unusual each pixel is, from 0 to 1."""
+    return jnp.clip(4.0 * jnp.abs(frames - median).max(-1, keepdims=True), 0.0, 1.0)
+
+
+def tokenizer_loss(
+    model: Tokenizer,
+    frames: Float[Array, "b t h w c"],
+    median: Float[Array, "h w c"],
+    key: Array,
+    *,
+    weights: TokenizerLossConfig,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Reconstruction, rarity and commitment of the tokenizer on frames in [-1, 1].
+
+    Args:
+      model: the tokenizer.
+      frames: clips.
+      median: the data's median frame, in [-1, 1]; pixels far from it, in truth
+        or by mistake, weigh more.
+      key: draws which clips are decoded from z instead of q.
+      weights: of the terms.
+
+    Returns:
+      The loss and its unweighted terms, with ``psnr`` in dB and the share of codes in use.
+    """
+    z = model.encode(frames)
+    q, codes = model.quantizer(z)
+    continuous = jax.random.bernoulli(key, weights.continuous, (z.shape[0], 1, 1, 1, 1))
+    output = model.decode(jnp.where(continuous, z, q))
+    error = jnp.sqrt((output - frames) ** 2 + 1e-6)
+    rare = jnp.maximum(_rare(frames, median), _rare(jax.lax.stop_gradient(output), median))
+    images, drawn = (rearrange(x, "b t h w c -> (b t) h w c") for x in (frames, output))
+    bands = haar.fold_chunks((drawn - images)[:, None], spatial=2, temporal=0)
+    terms = {
+        "charbonnier": error.mean(),
+        "rarity": (rare * error).mean(),
+        "haar": jnp.abs(bands).mean(),
+        "commitment": ((z - jax.lax.stop_gradient(q)) ** 2).mean(),
+    }
+    if weights.ms_ssim and min(images.shape[1:3]) >= 14:
+        terms["ms_ssim"] = 1.0 - ms_ssim(images, drawn)
+    if weights.temporal and frames.shape[1] > 1:
+        terms["temporal"] = jnp.abs(jnp.diff(output - frames, axis=1)).mean()
+    loss = sum(getattr(weights, name) * value for name, value in terms.items())
+    squared = ((output - frames) ** 2).mean((1, 2, 3, 4)) / 4
+    used = jnp.zeros((model.config.codebook,)).at[codes.reshape(-1)].set(1.0)
+    metrics = terms | {"psnr": (-10 * jnp.log10(squared + 1e-10)).mean(), "codes_used": used.mean()}
+    return jnp.asarray(loss), metrics
+
+
+def dynamics_loss(
+    model: Dynamics,
+    batch: dict[str, Array],
+    key: Array,
+    *,
+    levels: tuple[int, ...],
+    mix: MixConfig,
+    groups: int = 4,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Cross-entropy of masked codes in the query stream, given the corrupted known stream.
+
+    Args:
+      model: the dynamics.
+      batch: ``codes [b p h w]``, ``times [b p]`` and, where the world has them, ``actions`` and
+        ``condition_NAME``, all in the order of generation; ``queries [b q]``: rows that carry loss.
+      key: draws masks, corruption and null inputs.
+      levels: of the quantizer.
+      mix: shares of clean chunks, null actions and null conditions.
+      groups: see :meth:`Dynamics.two_stream`.
+
+    Returns:
+      Mean nats per masked code, and metrics: the same in nats per masked code, and accuracy.
+    """
+    clean_key, noise_key, corrupt_key, ratio_key, mask_key, null_key = jax.random.split(key, 6)
+    codes, rows = batch["codes"].astype(jnp.int32), batch["queries"]
+    b, p, h, w = codes.shape
+    noise = jax.random.uniform(noise_key, (b, p)) * model.config.max_noise
+    noise = jnp.where(jax.random.bernoulli(clean_key, mix.clean, (b, p)), 0.0, noise)
+    orders = jnp.broadcast_to(jnp.arange(p), (b, p))
+    extras = _drop_inputs(batch, null_key, mix=mix)
+    known = Chunks(
+        codes=quantize.corrupt_codes(codes, noise, levels, corrupt_key),
+        times=batch["times"].astype(jnp.float32),
+        ids=jnp.stack([jnp.zeros_like(orders), orders, jnp.full_like(orders, KNOWN)], axis=-1),
+        noise=noise,
+        **extras,
+    )
+    pick = jax.vmap(lambda a, i: a[i])
+    query = jax.tree.map(lambda a: pick(a, rows), known)
+    target = pick(codes, rows)
+    ratio = jnp.cos(0.5 * jnp.pi * jax.random.uniform(ratio_key, (*rows.shape, 1)))
+    rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (*rows.shape, h * w)), axis=-1), axis=-1)
+    masked = (rank < jnp.ceil(ratio * h * w)).reshape(target.shape)
+    query = dataclasses.replace(
+        query,
+        codes=jnp.where(masked, model.mask, target),
+        noise=jnp.zeros_like(query.noise),
+        ids=query.ids.at[..., 2].set(QUERY),
+    )
+    logits = model.two_stream(known, query, groups=groups)
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
+    count = masked.sum()
+    nats = -(log_p * masked).sum() / count
+    right = ((logits.argmax(-1) == target) & masked).sum() / count
+    return nats, {"nats_per_code": nats, "accuracy": right}
+
+
+def _drop_inputs(batch: dict[str, Array], key: Array, *, mix: MixConfig) -> dict[str, Any]:
+    """Actions and conditions with those of some samples made null.
+
+    In half of the samples that lose their actions, only those from some row of the plan on are lost, as
+    when a recorded clip is continued freely.
+    """
+    action_key, cut_key, half_key, condition_key = jax.random.split(key, 4)
+    b, p = batch["codes"].shape[:2]
+    cut = jax.random.randint(cut_key, (b, 1), 0, p) * jax.random.bernoulli(half_key, 0.5, (b, 1))
+    drop_action = jax.random.bernoulli(action_key, mix.null_actions, (b, 1)) & (jnp.arange(p) >= cut)
+    drop_condition = jax.random.bernoulli(condition_key, mix.null_conditions, (b, 1))
+
+    def null(values: Array, drop: Array) -> Array:
+        drop = drop.reshape(*drop.shape, *([1] * (values.ndim - 2)))
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            return jnp.where(drop, jnp.nan, values)
+        return jnp.where(drop, -1, values.astype(jnp.int32))
+
+    conditions = {
+        name.removeprefix("condition_"): null(values, drop_condition)
+        for name, values in batch.items()
+        if name.startswith("condition_")
+    }
+    actions = null(batch["actions"], drop_action) if "actions" in batch else None
+    return {"actions": actions, "conditions": conditions}

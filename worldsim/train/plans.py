@@ -1,0 +1,69 @@
+"""Which chunks a training sample shows, in which order, and which of them carry loss."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+from worldsim.config import MixConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """One sample's plan: positions in its clip, in chunks, in the order of generation.
+
+    Attributes:
+      positions: ``[p]``.
+      queries: ``[q]``, ascending rows of ``positions`` that carry loss.
+    """
+
+    positions: Int[np.ndarray, "p"]
+    queries: Int[np.ndarray, "q"]
+
+
+def _bisect(count: int) -> np.ndarray:
+    """0, the far end, then the middles of the largest gaps: 0 8 4 2 6 1 3 5 7."""
+    order, gaps = [0, count - 1], [(0, count - 1)]
+    while gaps:
+        low, high = gaps.pop(0)
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return np.asarray(order[:count])
+
+
+def sample_plan(rng: np.random.Generator, span: int, *, mix: MixConfig, pinned: int) -> TrainingPlan:
+    """Draw a plan over a clip of ``span`` chunks.
+
+    Args:
+      rng: the sample's own generator.
+      span: chunks in the clip, at least ``mix.chunks``.
+      mix: shares of the orders and sizes.
+      pinned: the longest suffix that an infill knows.
+
+    Returns:
+      A plan of ``mix.chunks`` rows. In half of the infills the known suffix follows at once, in the
+      others after a gap, so that a window that draws near to its end is in distribution.
+    """
+    n = mix.chunks
+    shares = (mix.forward, mix.backward, mix.infill, mix.shuffled, mix.keyframes)
+    kind = ("forward", "backward", "infill", "shuffled", "keyframes")[rng.choice(5, p=shares)]
+    first = 1
+    row = np.arange(n)
+    if kind == "infill":
+        suffix = int(rng.integers(1, pinned + 1))
+        gap = 0 if rng.random() < 0.5 else int(rng.integers(0, span - n + 1))
+        row = np.concatenate([n - suffix + gap + np.arange(suffix), np.arange(n - suffix)])
+        first = suffix + 1
+    elif kind == "backward":
+        row = row[::-1]
+    elif kind == "shuffled":
+        row = rng.permutation(n)
+    elif kind == "keyframes":
+        row = _bisect(n)
+    start = int(rng.integers(0, span - row.max()))
+    queries = np.sort(rng.choice(np.arange(first, n), mix.queries, replace=False))
+    return TrainingPlan(start + row, queries)

@@ -1,0 +1,77 @@
+"""What training shows now and then: reconstructions beside the truth, rollouts beside the future."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from worldsim.config import TrainConfig
+from worldsim.data.sheet import contact_sheet
+from worldsim.data.source import Source
+from worldsim.data.video import write_video
+from worldsim.models.tokenizer import to_float, to_uint8
+from worldsim.models.world import split_module
+
+Writer = Callable[[Any, Any, int, Path], None]
+_ROWS, _FRAMES = 4, 12
+
+
+def _clips(source: Source, rows: int, frames: int) -> list[dict[str, np.ndarray]]:
+    """The middle of some evenly spaced records that are long enough."""
+    long = [i for i in range(len(source)) if source.lengths[i] >= frames]
+    chosen = [long[i] for i in np.linspace(0, len(long) - 1, min(rows, len(long))).astype(int)]
+    out = []
+    for i in chosen:
+        start = (int(source.lengths[i]) - frames) // 2
+        out.append({name: array[start : start + frames] for name, array in source[i].items()})
+    return out
+
+
+def tokenizer_samples(config: TrainConfig, source: Source) -> Writer:
+    """A writer of sheets with truth above reconstruction from codes."""
+    graph, _ = split_module("tokenizer", config.world)
+
+    @jax.jit
+    def reconstruct(params, frames):
+        model = nnx.merge(graph, params)
+        return to_uint8(model.detokenize(model.tokenize(to_float(frames))))
+
+    def write(params: Any, frozen: Any, step: int, folder: Path) -> None:
+        del frozen
+        clips = _clips(source, _ROWS, _FRAMES)
+        truth = np.stack([clip["frames"] for clip in clips])
+        drawn = np.asarray(reconstruct(params, truth))
+        rows = [row for pair in zip(truth, drawn, strict=True) for row in pair]
+        sheet = contact_sheet(rows, labels=["truth", "codes"] * len(truth))
+        write_video(folder / f"{step:07d}.png", sheet[None], scale=1)
+
+    return write
+
+
+def dynamics_samples(config: TrainConfig, source: Source, tokenizer: Any) -> Writer:
+    """A writer of rollouts: forward from four frames, truth above model, as sheet and video."""
+    from worldsim.generate.extend import World
+    from worldsim.types import Clip
+
+    def write(params: Any, frozen: Any, step: int, folder: Path) -> None:
+        del frozen
+        world = World.make(config.world, {"tokenizer": tokenizer, "dynamics": params})
+        known = 4 * config.world.tokenizer.frames_per_chunk
+        rows = []
+        for clip in _clips(source, _ROWS, known + _FRAMES * config.world.tokenizer.frames_per_chunk):
+            actions = clip.get("actions")
+            given = Clip(clip["frames"][:known], None if actions is None else actions[:known])
+            future = None if actions is None else actions[known:]
+            out = world.extend(given, len(clip["frames"]) - known, actions=future, key=jax.random.key(step))
+            rows += [clip["frames"], out.clip.frames]
+        sheet = contact_sheet(rows, labels=["truth", "model"] * (len(rows) // 2))
+        write_video(folder / f"{step:07d}.png", sheet[None], scale=1)
+        both = np.concatenate([np.concatenate(rows[0::2], axis=2), np.concatenate(rows[1::2], axis=2)], axis=1)
+        write_video(folder / f"{step:07d}.mp4", both, fps=config.world.fps)
+
+    return write

@@ -1,0 +1,69 @@
+"""What a training run carries from step to step, and the record that makes a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from worldsim.config import StageConfig
+
+Params = Any
+"""A tree of arrays: an ``nnx.State`` or nested dicts."""
+
+Leaf = Any
+"""An array, or what stands for one in a tree of the same form: its shape or its sharding."""
+
+Batch = dict[str, np.ndarray]
+"""Host arrays with one row per clip."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that training needs to go on; the data's position is the step.
+
+    Attributes:
+      step: int32 scalar, steps done.
+      params: what is trained.
+      ema: its moving average, what is shipped.
+      opt_state: of the optimizer.
+      key: a typed key; step ``i`` uses ``fold_in(key, i)``.
+    """
+
+    step: Leaf
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    key: Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One of the things the loop trains.
+
+    Attributes:
+      name: of its folder in the run's folder.
+      config: how long, and with what optimizer.
+      init: key to parameters, pure.
+      loss: ``(params, frozen, batch, key, step)`` to a scalar and scalar metrics, pure.
+      batches: from a step number on, that step's host batch and the next ones; the same number
+        gives the same batch. What it returns may have ``close()``.
+      frozen: arrays that the loss needs and that are not trained, or None.
+      samples: ``(ema, frozen, step, folder)`` writes something to look at, or None.
+    """
+
+    name: str
+    config: StageConfig
+    init: Callable[[jax.Array], Params]
+    loss: Callable[
+        [Params, Params, dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
+    ]
+    batches: Callable[[int], Iterator[Batch]]
+    frozen: Params = None
+    samples: Callable[[Params, Params, int, Path], None] | None = None
