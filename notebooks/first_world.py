@@ -27,6 +27,7 @@ import numpy as np
 
 import worldsim
 from worldsim.data.sheet import contact_sheet
+from worldsim.data.video import show_video
 from worldsim.ops.scores import psnr
 from worldsim.worlds import clips
 
@@ -38,12 +39,12 @@ world = worldsim.load("pong")
 world.config
 
 # %% [markdown]
-# A **clip** is video with the actions that led to its frames: `clip.actions[t]` leads from frame t-1 to frame t.
-# These clips are from games that the world was not trained on.
+# A **clip** is video with the actions that led to its frames: `clip.actions[t]` leads from frame t-1 to
+# frame t. These clips are from games that the world was not trained on.
 
 # %%
 clip = clips("pong")[0]
-mediapy.show_video(clip.frames, fps=clip.fps or 15, height=256)
+show_video(clip)
 clip.frames.shape, clip.actions[:12]
 
 # %% [markdown]
@@ -58,7 +59,7 @@ future = world.extend(opening, FRAMES, actions=clip.actions[KNOWN : KNOWN + FRAM
 forward = future.clip.frames
 assert len(forward) == KNOWN + FRAMES
 assert (forward[:KNOWN] == opening.frames).all()
-mediapy.show_video(forward, fps=15, height=256)
+show_video(future.clip)
 
 # %% [markdown]
 # Truth above, world below; blue frames were given and orange ones generated.
@@ -86,7 +87,7 @@ past = world.extend(
 backward = past.clip.frames
 assert len(backward) == FRAMES + KNOWN
 assert (backward[FRAMES:] == ending.frames).all()
-mediapy.show_video(backward, fps=15, height=256)
+show_video(past.clip)
 
 # %%
 given = np.arange(last) >= FRAMES

@@ -36,11 +36,11 @@ def l1(a, b):
 
 
 def test_psnr_is_per_frame_and_does_not_wrap_uint8():
-    truth = np.full((3, 2, 2, 3), 10, np.uint8)
-    frames = np.stack([truth[0], truth[0] + 5, truth[0] - 10])
-    expected = [math.inf, 10 * math.log10(255**2 / 25), 10 * math.log10(255**2 / 100)]
+    truth = np.full((3, 2, 2, 3), 40, np.uint8)
+    frames = np.stack([truth[0], truth[0] + 100, truth[0] - 33])
+    expected = [math.inf, 10 * math.log10(255**2 / 100**2), 10 * math.log10(255**2 / 33**2)]
     assert scores.psnr(frames, truth) == pytest.approx(expected)
-    assert scores.psnr(frames, truth, cap=30.0) == pytest.approx([30.0, 30.0, expected[2]])
+    assert scores.psnr(frames, truth, cap=10.0) == pytest.approx([10.0, expected[1], 10.0])
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,14 @@ def test_without_mediapy_npz_and_pictures_still_work(tmp_path, monkeypatch):
         video.write_video(tmp_path / "a.mp4", moving_square(3))
 
 
+def test_clips_show_in_a_notebook(monkeypatch):
+    display = pytest.importorskip("IPython.display")
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+    video.show_video(Clip(moving_square(3, channels=1), fps=5))
+    assert len(shown) == 1 and 'height="256"' in shown[0].data and "<video" in shown[0].data
+
+
 def test_sheet_draws_every_nth_frame_with_its_mark():
     frames = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (10, 20, 30, 40, 50)])
     known = np.array([True, True, False, False, False])

@@ -233,19 +233,22 @@ class TokenizerLossConfig:
 
     Attributes:
       charbonnier, haar, temporal, ms_ssim: reconstruction terms.
-      rarity: weight of pixels that differ from the data's median frame, without which small
-        moving things vanish.
+      rarity: weight of pixels that differ from the data's median frame, the more the rarer that is at
+        their place; without it small moving things vanish.
       commitment: weight of ``|z - q|^2``.
       continuous: share of samples that the decoder draws from z instead of q.
+      soft: share that it draws from the unrounded q, through which the encoder learns where to put
+        small things before rounding can hide them.
     """
 
     charbonnier: float = 1.0
     haar: float = 0.5
     temporal: float = 0.5
     ms_ssim: float = 0.1
-    rarity: float = 100.0
-    commitment: float = 0.1
+    rarity: float = 1.0
+    commitment: float = 0.02
     continuous: float = 0.25
+    soft: float = 0.35
 
 
 @dataclasses.dataclass(frozen=True)

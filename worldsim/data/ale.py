@@ -126,16 +126,20 @@ def open_game(config: AleConfig) -> Any:
     try:
         import ale_py
         import gymnasium
+        from ale_py import roms
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"Atari games need gymnasium and ale-py ({error}); install them with: pip install 'worldsim[atari]'"
+            f"Atari games need gymnasium and ale-py ({error}); install them with: "
+            "pip install 'worldsim[atari]'"
         ) from error
-    games = ale_py.roms.get_all_rom_ids()
+    games = roms.get_all_rom_ids()
     if config.game not in games:
         import difflib
 
         near = difflib.get_close_matches(config.game, games) or sorted(games)[:8]
-        raise ValueError(f"No game {config.game!r} among the emulator's {len(games)}; perhaps {', '.join(near)}.")
+        raise ValueError(
+            f"No game {config.game!r} among the emulator's {len(games)}; perhaps {', '.join(near)}."
+        )
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)
     title = "".join(word.capitalize() for word in config.game.split("_"))
@@ -205,7 +209,7 @@ def grabber(config: AleConfig) -> Callable[[Any, np.ndarray], UInt8[np.ndarray, 
         from PIL import Image
 
         box, shape = Image.Resampling.BOX, (config.size, config.size)
-        return lambda env, frame: np.asarray(Image.fromarray(frame).resize(shape, box))
+        return lambda _, frame: np.asarray(Image.fromarray(frame).resize(shape, box))
     ranks = color_ranks(config)
 
     def grab(env: Any, frame: np.ndarray) -> np.ndarray:
@@ -229,11 +233,6 @@ class Player:
     """A policy at play: chooses actions from RAM and its own random generator."""
 
     def __init__(self, policy: Policy, actions: tuple[str, ...], rng: np.random.Generator) -> None:
-        if policy.kind == "follower" and not {"noop", "right", "left"} <= set(actions):
-            raise ValueError(
-                "The follower plays Pong only; take policies 'random' and 'sticky' for games with the "
-                f"actions {', '.join(actions)}."
-            )
         self._policy, self._actions, self._rng = policy, actions, rng
         self._held, self._left = 0, 0
         self._last = np.zeros(128, np.uint8)
@@ -256,8 +255,9 @@ class Player:
 
     def _follow(self, ram: np.ndarray, last: np.ndarray) -> int:
         """Go towards where the ball arrives, less an aim drawn once per return."""
-        x, y, paddle = ram[PONG_BALL_X], ram[PONG_BALL_Y], ram[PONG_PLAYER_Y]
-        dx, dy, speed = x - last[PONG_BALL_X], y - last[PONG_BALL_Y], paddle - last[PONG_PLAYER_Y]
+        cells = [PONG_BALL_X, PONG_BALL_Y, PONG_PLAYER_Y]
+        x, y, paddle = ram[cells].tolist()
+        dx, dy, speed = (ram - last)[cells].tolist()
         if (dx <= 0) != self._away:
             self._away = dx <= 0
             self._goal = self._rng.normal(0, self._policy.aim)
@@ -283,6 +283,10 @@ def episodes(
       Episodes with ``rewards`` float32 ``[t]`` (the reward of arriving at the frame), ``ram`` uint8
       ``[t 128]`` and ``ends`` bool ``[t]`` (True on the frame that ended the game, never on a cut one).
     """
+    if config.game != "pong" and any(policy.kind == "follower" for policy, _ in mix):
+        raise ValueError(
+            f"The policy 'follower' plays pong only; take 'random' or 'sticky' for {config.game}."
+        )
     env = open_game(config)
     names = tuple(name.lower() for name in env.unwrapped.get_action_meanings())
     shares = np.array([share for _, share in mix]) / sum(share for _, share in mix)
@@ -304,7 +308,12 @@ def episodes(
 
 
 def _play(
-    env: Any, game: str, player: Player, rng: np.random.Generator, limit: int, grab: Callable[[Any, np.ndarray], np.ndarray]
+    env: Any,
+    game: str,
+    player: Player,
+    rng: np.random.Generator,
+    limit: int,
+    grab: Callable[[Any, np.ndarray], np.ndarray],
 ) -> dict[str, np.ndarray]:
     """One episode of at most ``limit`` frames; its waiting start is played but not recorded."""
     image, _ = env.reset(seed=int(rng.integers(2**31)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int
@@ -30,7 +31,7 @@ class ArraySource:
       lengths: frames of each record.
     """
 
-    lengths: Int[np.ndarray, "records"]
+    lengths: Int[np.ndarray, "n"]
 
     def __init__(self, arrays: Mapping[str, np.ndarray], *, keys: Sequence[str] | None = KEYS) -> None:
         """Take ``frames`` uint8 ``[episodes t h w c]``, others ``[episodes t ...]``, perhaps ``lengths``.
@@ -46,18 +47,22 @@ class ArraySource:
         problems = [f"no {name!r} (there are {sorted(data)})" for name in wanted if name not in data]
         frames = data.get("frames")
         if frames is not None and (frames.ndim != 5 or frames.dtype != np.uint8):
-            problems.append(f"frames are {frames.dtype} {list(frames.shape)}, not uint8 [episodes, t, h, w, c]")
+            problems.append(
+                f"frames are {frames.dtype} {list(frames.shape)}, not uint8 [episodes, t, h, w, c]"
+            )
         leads = {name: list(rows.shape[:2]) for name, rows in data.items()}
         if len({tuple(lead) for lead in leads.values()}) > 1:
             problems.append(f"leading shapes [episodes, t] differ: {leads}")
         if problems or not data:
-            raise ValueError("Arrays can't be used as a source: " + "; ".join(problems or ["there are none"]) + ".")
+            raise ValueError(
+                "Arrays can't be used as a source: " + "; ".join(problems or ["there are none"]) + "."
+            )
         count, longest = next(iter(leads.values()))
         lengths = np.asarray(arrays.get("lengths", np.full(count, longest)))
         if lengths.shape != (count,) or np.any((lengths < 1) | (lengths > longest)):
             raise ValueError(
-                f"Arrays can't be used as a source: lengths {lengths.tolist()[:8]}...; give {count} numbers from "
-                f"1 to {longest}, one per episode."
+                f"Arrays can't be used as a source: lengths {lengths.tolist()[:8]}...; give {count} numbers "
+                f"from 1 to {longest}, one per episode."
             )
         self.lengths = lengths.astype(np.int64)
         self._data = {name: data[name] for name in wanted}
@@ -98,7 +103,9 @@ def read_array_info(path: Path) -> DataInfo:
     return describe_arrays(path.stem, read_arrays(path))
 
 
-def describe_arrays(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, fps: float = 15.0) -> DataInfo:
+def describe_arrays(
+    name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, fps: float = 15.0
+) -> DataInfo:
     """The info of plain arrays: whole-number actions are discrete, the largest seen is the last."""
     statistics = Statistics()
     counts = {}
@@ -127,7 +134,9 @@ def describe_arrays(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *
 
 
 def save_arrays(
-    path: Path, splits: Mapping[str, Sequence[Mapping[str, np.ndarray]]], info: DataInfo | None = None
+    file: Path | IO[bytes],
+    splits: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
+    info: DataInfo | None = None,
 ) -> None:
     """Write records as an ``.npz``, shorter ones padded by zeros and told by ``lengths``."""
     flat: dict[str, np.ndarray] = {}
@@ -144,4 +153,4 @@ def save_arrays(
         flat[INFO_KEY] = np.array(json.dumps(info_to_json(info)))
         if info.median is not None:
             flat[MEDIAN_KEY] = info.median
-    np.savez_compressed(path, **flat)
+    np.savez_compressed(file, allow_pickle=False, **flat)

@@ -35,7 +35,8 @@ class Episode:
         for name, rows in self.arrays().items():
             if len(rows) != len(self.frames):
                 raise ValueError(
-                    f"Episode: {name!r} has {len(rows)} rows for {len(self.frames)} frames; give one row a frame."
+                    f"Episode: {name!r} has {len(rows)} rows for {len(self.frames)} frames; give one "
+                    "row a frame."
                 )
 
     def __len__(self) -> int:

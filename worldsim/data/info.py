@@ -85,16 +85,21 @@ def find_dataset(path: str | Path) -> Path:
     if not found:
         state = "is a folder without a prepared dataset" if root.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"No dataset at {root}: it {state}. Make one with 'worldsim data make ale --game pong --out {root}' "
-            "or give the path of a prepared TFDS folder or of an .npz file."
+            f"No dataset at {root}: it {state}. Make one with 'worldsim data make ale --game pong --out "
+            f"{root}' or give the path of a prepared TFDS folder or of an .npz file."
         )
     return max(found, key=lambda folder: [int(part) for part in folder.name.split(".") if part.isdigit()])
 
 
 def info_to_json(info: DataInfo) -> dict[str, Any]:
     """The info as plain JSON values, without the median."""
-    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "median"}
-    values |= {"action": dataclasses.asdict(info.action), "conditions": [*map(dataclasses.asdict, info.conditions)]}
+    values = {
+        field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "median"
+    }
+    values |= {
+        "action": dataclasses.asdict(info.action),
+        "conditions": [*map(dataclasses.asdict, info.conditions)],
+    }
     values["splits"] = {name: dataclasses.asdict(split) for name, split in info.splits.items()}
     return values
 
@@ -106,17 +111,19 @@ def info_from_json(values: dict[str, Any], median: UInt8[np.ndarray, "h w c"] | 
       ValueError: keys that the info does not have.
     """
 
-    def split(stored: dict[str, Any]) -> SplitInfo:
-        return SplitInfo(**{name: tuple(item) if isinstance(item, list) else item for name, item in stored.items()})
+    def tuples(stored: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(item) if isinstance(item, list) else item for name, item in stored.items()}
 
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(DataInfo)})
     if unknown:
-        raise ValueError(f"{INFO_FILE}: unknown keys {unknown}; it was written by another version of worldsim.")
+        raise ValueError(
+            f"{INFO_FILE}: unknown keys {unknown}; it was written by another version of worldsim."
+        )
     rebuilt = {
-        **{name: tuple(item) if isinstance(item, list) else item for name, item in values.items()},
+        **tuples(values),
         "action": from_dict(ActionConfig, values["action"]),
         "conditions": tuple(from_dict(ConditionConfig, item) for item in values["conditions"]),
-        "splits": {name: split(stored) for name, stored in values["splits"].items()},
+        "splits": {name: SplitInfo(**tuples(stored)) for name, stored in values["splits"].items()},
     }
     return DataInfo(**rebuilt, median=median)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import collections
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -136,8 +136,8 @@ class Loader:
         if not np.any(lengths >= frames):
             longest = lengths.max(initial=0)
             raise ValueError(
-                f"Loader: no record has {frames} frames; there are {len(lengths)}, the longest has {longest}. "
-                f"Ask for clips of at most {longest} frames or store longer records."
+                f"Loader: no record has {frames} frames; there are {len(lengths)}, the longest has "
+                f"{longest}. Ask for clips of at most {longest} frames or store longer records."
             )
         self.local = batch // process_count
         self._threads = threads
@@ -152,7 +152,7 @@ class Loader:
             raise IndexError(f"Loader: step {step}; steps count from 0 and have no end.")
         return stack([self._clips[step * self.local + row] for row in range(self.local)])
 
-    def iterate(self, start: int = 0) -> Iterator[Batch]:
+    def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches from step ``start`` on, read ahead by Grain, or by plain threads where it is missing.
 
         Close the iterator (or let it be collected) to stop the threads.
@@ -163,20 +163,20 @@ class Loader:
             return self._iterate_grain(start)
         return self._iterate_threads(start)
 
-    def _iterate_plainly(self, start: int) -> Iterator[Batch]:
+    def _iterate_plainly(self, start: int) -> Generator[Batch, None, None]:
         step = start
         while True:
             yield self[step]
             step += 1
 
-    def _iterate_grain(self, start: int) -> Iterator[Batch]:
+    def _iterate_grain(self, start: int) -> Generator[Batch, None, None]:
         import grain
 
         rows = grain.MapDataset.source(self._clips)[start * self.local :]
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=4 * self.local)
         yield from rows.to_iter_dataset(options).batch(self.local, batch_fn=stack)
 
-    def _iterate_threads(self, start: int) -> Iterator[Batch]:
+    def _iterate_threads(self, start: int) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="loader")
         ahead: collections.deque[Future[Batch]] = collections.deque()
         step = start

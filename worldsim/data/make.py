@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from importlib import metadata
 from pathlib import Path
 
 from worldsim.config import ActionConfig
-from worldsim.data import ale
-from worldsim.data.builders import Progress, RecordConfig, load_tfds, refuse_overwrite, write_dataset
+from worldsim.data import ale, sprites
+from worldsim.data.builders import Progress, RecordConfig, check_out, write_dataset
 from worldsim.data.info import DataInfo
 
 
@@ -25,12 +26,17 @@ def make_ale(
 ) -> DataInfo:
     """Play a game and store it: split ``train`` and, under other seeds and policies, ``test``.
 
+    Args:
+      out: folder of the TFDS dataset to make, or an ``.npz`` file (held in memory, no TFDS needed).
+      frames, test_frames: per split; the last episode is cut there.
+      progress: called with the split, the frames written and the frames expected.
+
     Raises:
-      FileExistsError: ``out`` holds something and ``overwrite`` is False.
+      FileExistsError: ``out`` is there and ``overwrite`` is False.
       ModuleNotFoundError: gymnasium and ale-py, or tensorflow-datasets, are missing.
+      ValueError: the emulator has no such game.
     """
-    load_tfds()
-    refuse_overwrite(Path(out), overwrite)
+    check_out(Path(out), overwrite)
     names = ale.action_names(config)
     sizes = {"train": frames, "test": test_frames}
     seeds = {"train": 2 * seed, "test": 2 * seed + 1}
@@ -46,3 +52,46 @@ def make_ale(
     return write_dataset(
         out, splits, info, records=records, expected=sizes, overwrite=overwrite, progress=progress
     )
+
+
+def make_sprites(
+    out: str | Path,
+    *,
+    config: sprites.SpriteConfig = sprites.SpriteConfig(),
+    episodes: int = 1000,
+    test_episodes: int = 100,
+    length: int = 64,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DataInfo:
+    """Store the sprite world: split ``train``, half its episodes with actions drawn anew each frame and
+    half with held ones, and ``test`` under other seeds and another hold.
+
+    Args:
+      out: folder of the TFDS dataset to make, or an ``.npz`` file (held in memory, no TFDS needed).
+      length: frames of an episode.
+      progress: called with the split, the frames written and the frames expected.
+
+    Raises:
+      FileExistsError: ``out`` is there and ``overwrite`` is False.
+      ModuleNotFoundError: tensorflow-datasets is missing and ``out`` is a folder.
+    """
+    check_out(Path(out), overwrite)
+    half = episodes // 2
+    train = itertools.chain(
+        sprites.episodes(config, count=episodes - half, length=length, seed=3 * seed),
+        sprites.episodes(config, count=half, length=length, seed=3 * seed + 1, hold=4),
+    )
+    test = sprites.episodes(config, count=test_episodes, length=length, seed=3 * seed + 2, hold=2)
+    entropy = {} if config.falling else {"next_entropy": sprites.next_entropy(config)}
+    info = DataInfo(
+        name="sprites", kind="sprites", height=config.size, width=config.size, channels=3, fps=10.0,
+        action=ActionConfig("discrete", len(sprites.ACTIONS), sprites.ACTIONS), keys=(), splits={}, mean=(),
+        std=(), source={**dataclasses.asdict(config), "seed": seed, **entropy},
+    )  # fmt: skip
+    expected = {"train": episodes * length, "test": test_episodes * length}
+    return write_dataset(
+        out, {"train": train, "test": test}, info,
+        expected=expected, overwrite=overwrite, progress=progress,
+    )  # fmt: skip

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from worldsim.data.arrays import KEYS, ArraySource, read_array_info, read_arrays, save_arrays
-from worldsim.data.builders import load_tfds
 from worldsim.data.info import INFO_FILE, DataInfo, find_dataset, read_folder_info
+from worldsim.data.stores import load_tfds
 
 CACHE = 2 << 30
 """Bytes of decoded records that a source keeps, so that small sets are decoded once, not once a clip."""
@@ -28,7 +28,7 @@ PLACE = ("episode", "start", "last")
 class Source(Protocol):
     """What the loader reads from."""
 
-    lengths: Int[np.ndarray, "records"]
+    lengths: Int[np.ndarray, "n"]
 
     def __len__(self) -> int: ...
 
@@ -42,7 +42,7 @@ class RecordSource:
       lengths: frames of each record.
     """
 
-    lengths: Int[np.ndarray, "records"]
+    lengths: Int[np.ndarray, "n"]
 
     def __init__(
         self, folder: Path, split: str, *, keys: Sequence[str] | None = KEYS, cache: int = CACHE
@@ -50,7 +50,9 @@ class RecordSource:
         tfds = load_tfds()
         builder = tfds.builder_from_directory(str(folder))
         if split not in builder.info.splits:
-            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}.")
+            raise ValueError(
+                f"{folder} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}."
+            )
         held = [name for name in builder.info.features if name not in PLACE]
         missing = sorted(set(keys or ()) - set(held))
         if missing:
@@ -61,7 +63,7 @@ class RecordSource:
         self._room = cache
         self._cache: dict[int, dict[str, np.ndarray]] = {}
 
-    def _stored_lengths(self, folder: Path, split: str) -> Int[np.ndarray, "records"]:
+    def _stored_lengths(self, folder: Path, split: str) -> Int[np.ndarray, "n"]:
         """From the info where worldsim wrote the set, else by reading every record once."""
         info = read_folder_info(folder) if (folder / INFO_FILE).exists() else None
         stored = info.splits[split].lengths if info is not None and split in info.splits else ()
@@ -122,7 +124,9 @@ def read_info(path: str | Path) -> DataInfo:
     return read_array_info(Path(path)) if Path(path).suffix == ".npz" else read_folder_info(path)
 
 
-def read_episodes(path: str | Path, split: str, *, keys: Sequence[str] | None = KEYS) -> Iterator[dict[str, np.ndarray]]:
+def read_episodes(
+    path: str | Path, split: str, *, keys: Sequence[str] | None = KEYS
+) -> Iterator[dict[str, np.ndarray]]:
     """Whole episodes (less dropped remainders), pieces joined again; for horizons beyond one record."""
     source = open_source(path, split, keys=keys, cache=0)
     if not isinstance(source, RecordSource):

@@ -74,17 +74,19 @@ class SpriteConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.sprites <= 3 or self.side < 3 or self.span < 2:
             raise ValueError(
-                f"SpriteConfig: {self.sprites} sprites of side {self.side} on {self.size}x{self.size}; take 1 to 3 "
-                f"sprites with a side from 3 to {self.size - 2}."
+                f"SpriteConfig: {self.sprites} sprites of side {self.side} on {self.size}x{self.size}; take "
+                f"1 to 3 sprites with a side from 3 to {self.size - 2}."
             )
         fastest = max(self.speed, self.push, self.throw if self.falling else 1)
-        if min(self.speed, self.push, self.throw) < 1 or fastest > self.span:
+        if min(self.speed, self.push, self.throw) < 1 or fastest > self.span or 2 * self.push > self.span + 1:
             raise ValueError(
-                f"SpriteConfig: speed {self.speed}, push {self.push}, throw {self.throw}; each goes from 1 to the "
-                f"free span size - side = {self.span}."
+                f"SpriteConfig: speed {self.speed}, push {self.push}, throw {self.throw}; each goes from 1 "
+                f"to the free span size - side = {self.span}, push to half of it."
             )
         if not 0 <= self.redraw <= 1:
-            raise ValueError(f"SpriteConfig: redraw {self.redraw} is a probability; take a number from 0 to 1.")
+            raise ValueError(
+                f"SpriteConfig: redraw {self.redraw} is a probability; take a number from 0 to 1."
+            )
 
     @property
     def span(self) -> int:
@@ -121,8 +123,8 @@ def step(config: SpriteConfig, state: State, action: int, rng: np.random.Generat
         if drawn:
             sprite[2:4] = _velocity(config, sprite[:2], rng)
         if config.falling:
-            sprite[1], sprite[3] = _fall(sprite[1], sprite[3], config.span, thrown=drawn)
-            sprite[0], sprite[2] = reflect(sprite[0], sprite[2], config.span)
+            sprite[1], sprite[3] = _fall(int(sprite[1]), int(sprite[3]), config.span, thrown=drawn)
+            sprite[:1], sprite[2:3] = reflect(sprite[:1], sprite[2:3], config.span)
         else:
             sprite[:2], sprite[2:4] = reflect(sprite[:2], sprite[2:4], config.span)
     return new
@@ -133,7 +135,8 @@ def reflect(
 ) -> tuple[Int[np.ndarray, "*n"], Int[np.ndarray, "*n"]]:
     """Move along an axis with walls at 0 and ``span``; at a wall the velocity is turned inwards.
 
-    A bijection of phases, hence undone by ``reflect`` itself with the velocity turned round.
+    A bijection of phases, undone by turning the velocity round (away from walls, where it points inwards
+    already) and moving again.
     """
     goal = place + velocity
     low, high = goal <= 0, goal >= span
@@ -182,7 +185,7 @@ def draw(config: SpriteConfig, state: State) -> UInt8[np.ndarray, "h w 3"]:
     frame = np.empty((config.size, config.size, 3), np.uint8)
     frame[:] = BACKGROUND
     for x, y, _, _, shape, color in state:
-        frame[y : y + config.side, x : x + config.side][stencil(shape, config.side)] = COLORS[color]
+        frame[y : y + config.side, x : x + config.side][stencil(int(shape), config.side)] = COLORS[color]
     return frame
 
 
@@ -238,7 +241,7 @@ def previous_entropy(config: SpriteConfig) -> float:
     moving or by being blocked, under uniform independent actions equally likely: ln 2 for a share
     ``2 push / (L + 1)`` of the four pushes.
     """
-    blocked = 0.8 * min(1.0, 2 * config.push / (config.span + 1)) * math.log(2)
+    blocked = 0.8 * 2 * config.push / (config.span + 1) * math.log(2)
     return next_entropy(config) + blocked
 
 

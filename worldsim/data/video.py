@@ -1,6 +1,6 @@
 """Video files in and out: mp4, gif, webm, npz and pictures as Clips, and resizing.
 
-mediapy and the ffmpeg that imageio-ffmpeg carries do the decoding; they are loaded on first use, and
+mediapy and the ffmpeg that imageio-ffmpeg carries do the coding; they are loaded on first use, and
 ``.npz`` and pictures work without them. An ``.npz`` is the lossless form: arrays ``frames``, and where the
 clip has them ``actions``, ``mask`` and ``fps``.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import UInt8
 
 from worldsim.data.sheet import contact_sheet, enlargement, upscale
 from worldsim.types import Clip, Frames
@@ -99,6 +100,13 @@ def write_video(
     return path
 
 
+def show_video(clip: Clip | Frames, *, fps: float | None = None, height: int = 256) -> None:
+    """Show a clip in a notebook, ``height`` pixels high; rate as in :func:`write_video`."""
+    clip = clip if isinstance(clip, Clip) else Clip(np.asarray(clip))
+    frames = upscale(clip.frames, enlargement(clip.frames.shape[1:3], height))
+    _mediapy(Path("video.mp4")).show_video(_rgb(frames), fps=fps or clip.fps or 15.0, height=height)
+
+
 def resize_clip(
     clip: Clip, height: int, width: int, *, how: Literal["pad", "crop", "stretch"] = "pad"
 ) -> Clip:
@@ -166,8 +174,8 @@ def _read_npz(path: Path) -> Clip:
     unknown = sorted(set(arrays) - {"frames", "actions", "mask", "fps"})
     if "frames" not in arrays or unknown:
         raise ValueError(
-            f"{path}: holds arrays {sorted(arrays)}; it must hold 'frames' (uint8 [t, height, width, 1 or 3]) "
-            "and may hold 'actions', 'mask' and 'fps'."
+            f"{path}: holds arrays {sorted(arrays)}; it must hold 'frames' (uint8 [t, height, width, 1 or "
+            "3]) and may hold 'actions', 'mask' and 'fps'."
         )
     fps = float(arrays["fps"]) if "fps" in arrays else None
     try:
@@ -184,15 +192,15 @@ def _read_movie(path: Path) -> Clip:
             size = max(0, reader.num_images) * height * width * 3
             if size > MAX_BYTES:
                 raise ValueError(
-                    f"{path}: {reader.num_images} frames of {height}x{width} are {size / 2**30:.1f} GiB decoded; "
-                    f"at most {MAX_BYTES / 2**30:.0f} GiB are read. Cut or shrink the video first."
+                    f"{path}: {reader.num_images} frames of {height}x{width} are {size / 2**30:.1f} GiB "
+                    f"decoded; at most {MAX_BYTES / 2**30:.0f} GiB are read. Cut or shrink the video first."
                 )
             frames, fps = list(reader), float(reader.fps)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ValueError(
-            f"{path}: ffmpeg can't decode it ({lines[-1].strip() if lines else 'no reason given'}); check that "
-            f"it is a whole {path.suffix} file, or convert it."
+            f"{path}: ffmpeg can't decode it ({lines[-1].strip() if lines else 'no reason given'}); check "
+            f"that it is a whole {path.suffix} file, or convert it."
         ) from error
     if not frames:
         raise ValueError(f"{path}: ffmpeg decoded 0 frames; check that the file is whole.")
@@ -213,7 +221,7 @@ def _read_picture(path: Path) -> Clip:
 def _write_movie(path: Path, frames: Frames, fps: float, scale: int | None) -> None:
     mediapy = _mediapy(path)
     frames = upscale(frames, scale or enlargement(frames.shape[1:3], 256))
-    frames = np.broadcast_to(frames, (*frames.shape[:3], 3))
+    frames = _rgb(frames)
     odd = [(0, side % 2) for side in frames.shape[1:3]]
     frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # the colour planes are halved
     mediapy.write_video(path, frames, fps=fps, **_ENCODING[path.suffix.lower()])
@@ -222,11 +230,14 @@ def _write_movie(path: Path, frames: Frames, fps: float, scale: int | None) -> N
 def _write_sheet(path: Path, frames: Frames, scale: int | None, width: int = 16) -> None:
     from PIL import Image
 
-    rows = [
-        np.broadcast_to(frames, (*frames.shape[:3], 3))[i : i + width] for i in range(0, len(frames), width)
-    ]
+    rows = [_rgb(frames)[i : i + width] for i in range(0, len(frames), width)]
     labels = [f"{i * width}+" for i in range(len(rows))] if len(rows) > 1 else None
     Image.fromarray(contact_sheet(rows, labels=labels, scale=scale)).save(path)
+
+
+def _rgb(frames: Frames) -> UInt8[np.ndarray, "t h w 3"]:
+    """Grey frames as three equal channels."""
+    return np.broadcast_to(frames, (*frames.shape[:3], 3))
 
 
 def _mediapy(path: Path) -> Any:

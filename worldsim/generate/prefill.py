@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import jax
@@ -36,13 +36,13 @@ class Rows:
       conditions: per name ``[b r ...]``.
     """
 
-    codes: Int[Array, "b r h w"]
-    times: Float[Array, "r"]
-    orders: Int[Array, "r"]
-    slots: Int[Array, "r"]
-    real: Array
-    actions: Array | None
-    conditions: dict[str, Array]
+    codes: Int[Array | np.ndarray, "b r h w"]
+    times: Float[Array | np.ndarray, "r"]
+    orders: Int[Array | np.ndarray, "r"]
+    slots: Int[Array | np.ndarray, "r"]
+    real: Array | np.ndarray
+    actions: Array | np.ndarray | None
+    conditions: dict[str, Array | np.ndarray]
 
     def chunks(self, *, stream: int, noise: Float[Array, ""] | float = 0.0) -> Chunks:
         """The rows as the model reads them."""
@@ -50,12 +50,12 @@ class Rows:
         segment = jnp.where(self.real, 0, PADDING)
         ids = jnp.stack([segment, self.orders, jnp.full((r,), stream)], axis=-1).astype(jnp.int32)
         return Chunks(
-            codes=self.codes,
+            codes=jnp.asarray(self.codes),
             times=jnp.broadcast_to(self.times, (b, r)),
             ids=jnp.broadcast_to(ids, (b, r, 3)),
             noise=jnp.full((b, r), noise, jnp.float32),
-            actions=self.actions,
-            conditions=self.conditions,
+            actions=None if self.actions is None else jnp.asarray(self.actions),
+            conditions={name: jnp.asarray(rows) for name, rows in self.conditions.items()},
         )
 
 
@@ -66,7 +66,7 @@ def blocks(
     *,
     codes: Int[np.ndarray, "b p h w"],
     actions: np.ndarray | None,
-    conditions: dict[str, np.ndarray],
+    conditions: Mapping[str, np.ndarray],
     context: int,
 ) -> Iterator[tuple[np.ndarray, Rows]]:
     """Cut chosen plan rows into padded blocks.
@@ -86,14 +86,17 @@ def blocks(
         pad = BLOCK - len(index)
         take = np.concatenate([index, np.repeat(index[-1:], pad)])
         real = np.arange(BLOCK) < len(index)
-        yield index, Rows(
-            codes=codes[:, take],
-            times=plan.times[take],
-            orders=plan.orders[take].astype(np.int32),
-            slots=np.where(real, slots[take], context).astype(np.int32),
-            real=real,
-            actions=None if actions is None else actions[:, take],
-            conditions={name: rows[:, take] for name, rows in conditions.items()},
+        yield (
+            index,
+            Rows(
+                codes=codes[:, take],
+                times=plan.times[take],
+                orders=plan.orders[take].astype(np.int32),
+                slots=np.where(real, slots[take], context).astype(np.int32),
+                real=real,
+                actions=None if actions is None else actions[:, take],
+                conditions={name: rows[:, take] for name, rows in conditions.items()},
+            ),
         )
 
 

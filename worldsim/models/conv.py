@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -25,7 +28,9 @@ class DepthwiseConv(nnx.Module):
     """A 3x3 convolution of each channel alone, as nine shifted products that XLA fuses into one loop."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, dtype=None):
-        init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2)
+        init = nnx.initializers.variance_scaling(
+            1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2
+        )
         self.kernel = nnx.Param(init(rngs.params(), (3, 3, width)))
         self.dtype = dtype
 
@@ -33,9 +38,8 @@ class DepthwiseConv(nnx.Module):
         kernel = self.kernel[...].astype(self.dtype or x.dtype)
         height, width = x.shape[1:3]
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return sum(
-            padded[:, i : i + height, j : j + width] * kernel[i, j] for i in range(3) for j in range(3)
-        )
+        taps = [(i, j) for i in range(3) for j in range(3)]
+        return reduce(add, (padded[:, i : i + height, j : j + width] * kernel[i, j] for i, j in taps))
 
 
 class ResidualBlock(nnx.Module):

@@ -64,8 +64,9 @@ class Dynamics(nnx.Module):
     """Predicts the codes of a chunk from every chunk generated before it.
 
     A chunk is a row of tokens: one per frame for the action (where the world has actions), then its
-    grid of codes, ``patch x patch`` codes a token. Codes are masked and drawn one by one all the same. Times, orders and streams are integers beside them; see DESIGN notes in
-    :mod:`worldsim.ops.attention` for who sees whom.
+    grid of codes, ``patch x patch`` codes a token. Codes are masked and drawn one by one all the same.
+    Times, orders and streams are integers beside them; see :mod:`worldsim.ops.attention` for who sees
+    whom.
     """
 
     def __init__(self, config: DynamicsConfig, tokenizer: TokenizerConfig, *, rngs: nnx.Rngs, dtype=None):
@@ -106,11 +107,19 @@ class Dynamics(nnx.Module):
             shape = (b, p, self.lead) + ((self.config.action.size,) if null != -1 else ())
             actions = jnp.full(shape, null) if chunks.actions is None else chunks.actions
             x = jnp.concatenate([self.action(actions), x], axis=2)
-        level = jnp.clip(jnp.ceil(chunks.noise / max(self.config.max_noise, 1e-6) * (NOISE_BUCKETS - 1)), 0, NOISE_BUCKETS - 1)
+        level = jnp.clip(
+            jnp.ceil(chunks.noise / max(self.config.max_noise, 1e-6) * (NOISE_BUCKETS - 1)),
+            0,
+            NOISE_BUCKETS - 1,
+        )
         chunk = self.noise[...][level.astype(jnp.int32)] + self.stream[...][chunks.ids[..., 2]]
         for condition in self.config.conditions:
             door, shape = self.conditions[condition.name], (b, p)
-            null = jnp.full(shape, -1) if condition.kind == "class" else jnp.full((*shape, condition.size), jnp.nan)
+            null = (
+                jnp.full(shape, -1)
+                if condition.kind == "class"
+                else jnp.full((*shape, condition.size), jnp.nan)
+            )
             chunk = chunk + door(chunks.conditions.get(condition.name, null))
         x = x + self.space[...] + chunk[:, :, None]
         return x.reshape(b, p * self.tokens, -1).astype(self.dtype or x.dtype)
@@ -123,7 +132,7 @@ class Dynamics(nnx.Module):
         row = np.concatenate([np.full(self.lead, (rows - 1) / 2), row])
         column = np.concatenate([np.full(self.lead, (columns - 1) / 2), column])
         full = (times[..., None] + offset).reshape(times.shape[0], -1)
-        spread = lambda x: jnp.broadcast_to(jnp.tile(x, times.shape[1]), full.shape)  # noqa: E731
+        spread = lambda x: jnp.broadcast_to(jnp.tile(x, times.shape[1]), full.shape)
         head = self.config.width // self.config.heads
         return rope.phases(full, spread(row), spread(column), head=head, base=self.config.rope_base)
 
@@ -137,9 +146,7 @@ class Dynamics(nnx.Module):
         i, (rows, _) = self.config.patch, self.grid
         return rearrange(logits, "b p (h w) (i j v) -> b p (h i) (w j) v", h=rows, i=i, j=i)
 
-    def two_stream(
-        self, known: Chunks, query: Chunks, *, groups: int = 1
-    ) -> Float[Array, "b p h w v"]:
+    def two_stream(self, known: Chunks, query: Chunks, *, groups: int = 1) -> Float[Array, "b p h w v"]:
         """Logits of the query chunks, each reading the known chunks of lower order and itself.
 
         Args:
@@ -170,8 +177,8 @@ class Dynamics(nnx.Module):
             ]
             past = attend_block(q[:, cut:], k[:, :cut], v[:, :cut], q_ids, k_ids)
             itself = attend_block(own(q[:, cut:]), own(k[:, cut:]), own(v[:, cut:]), own(q_ids), own(q_ids))
-            itself = tuple(a.reshape(q.shape[0], q_chunks * tokens, *a.shape[2:]) for a in itself)
-            return jnp.concatenate([*out, merge([past, itself])], axis=1)
+            mixed, weight = (a.reshape(q.shape[0], q_chunks * tokens, *a.shape[2:]) for a in itself)
+            return jnp.concatenate([*out, merge([past, (mixed, weight)])], axis=1)
 
         x = self.transformer(x, lambda _: mix)
         return self._logits(x[:, cut:])

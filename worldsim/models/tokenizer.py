@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -88,6 +89,10 @@ class FSQ(nnx.Module):
         values, codes = quantize.fsq(self.project_in(z), self.levels)
         return self.project_out(values), codes
 
+    def soften(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
+        """What q would be with nothing rounded: the same bottleneck, smooth."""
+        return self.project_out(jnp.tanh(self.project_in(z)))
+
     def lookup(self, codes: Int[Array, "*n"]) -> Float[Array, "*n z"]:
         """The vector q of each code."""
         digits = quantize.codes_to_digits(codes, self.levels)
@@ -133,7 +138,7 @@ class Tokenizer(nnx.Module):
         return self.decode(self.quantizer.lookup(codes))
 
 
-def to_float(frames: UInt8[Array, "*n c"]) -> Float[Array, "*n c"]:
+def to_float(frames: UInt8[Array | np.ndarray, "*n c"]) -> Float[Array, "*n c"]:
     """uint8 pixels to float32 in [-1, 1]."""
     return jnp.asarray(frames).astype(jnp.float32) / 127.5 - 1.0
 

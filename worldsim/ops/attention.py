@@ -13,6 +13,8 @@ construction:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -51,9 +53,7 @@ def attend_block(
     peak = jnp.maximum(scores.max(-1, keepdims=True), _UNSEEN / 2)
     weights = jnp.exp(scores - peak)
     total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum(
-        "bknm,bmke->bnke", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
-    )
+    out = jnp.einsum("bknm,bmke->bnke", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     safe = jnp.where(total > 0, total, 1.0)
     lse = jnp.where(total > 0, peak + jnp.log(safe), _UNSEEN)[..., 0]
     return out / jnp.moveaxis(safe, 1, 2), jnp.moveaxis(lse, 1, 2)
@@ -70,7 +70,8 @@ def merge(
         peak = jnp.maximum(peak, lse)
     shares = [jnp.exp(lse - peak) for _, lse in parts]
     total = sum(shares)
-    return sum(out * (share / total)[..., None] for (out, _), share in zip(parts, shares, strict=True))
+    weighted = (out * (share / total)[..., None] for (out, _), share in zip(parts, shares, strict=True))
+    return reduce(add, weighted)
 
 
 def attend(

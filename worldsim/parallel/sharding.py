@@ -24,7 +24,7 @@ PARAM_RULES: Rules = (
     (r"quantizer/project_(in|out)/kernel", (None, None)),
     (r"quantizer/project_(in|out)/bias", (None,)),
     # Dynamics: embeddings, layers, head.
-    (r"codes", ("vocab", "embed")),
+    (r"codes", (None, "embed")),
     (r"space|stream|noise", (None, "embed")),
     (r"(action|conditions/\w+)/table", (None, "embed")),
     (r"(action|conditions/\w+)/null", ("embed",)),

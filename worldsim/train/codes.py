@@ -95,7 +95,8 @@ def encode_source(
             progress(i + 1, len(source))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        np.savez_compressed(file, tokenizer=np.asarray(mark), **columns)
+    with part.open("wb") as file:
+        arrays: dict[str, Any] = {"tokenizer": np.asarray(mark), **columns}
+        np.savez_compressed(file, **arrays)
     part.replace(path)
     return ArraySource(columns, keys=None)

@@ -74,6 +74,10 @@ def train(
     path, split = config.data.path, config.data.split
     run = {"seed": config.seed, "config": config, "mesh": mesh}
     if stage in ("tokenizer", "all"):
+        if info.median is None:
+            raise ValueError(
+                f"{path} stores no median frame, which the tokenizer's loss needs; make it anew."
+            )
         source = open_source(path, split, keys=("frames",))
         samples = tokenizer_samples(config, open_source(path, config.data.eval_split, keys=("frames",)))
         train_stage(tokenizer_stage(config, source, info.median, samples=samples), workdir, **run)

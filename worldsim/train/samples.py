@@ -71,7 +71,9 @@ def dynamics_samples(config: TrainConfig, source: Source, tokenizer: Any) -> Wri
             rows += [clip["frames"], out.clip.frames]
         sheet = contact_sheet(rows, labels=["truth", "model"] * (len(rows) // 2))
         write_video(folder / f"{step:07d}.png", sheet[None], scale=1)
-        both = np.concatenate([np.concatenate(rows[0::2], axis=2), np.concatenate(rows[1::2], axis=2)], axis=1)
+        both = np.concatenate(
+            [np.concatenate(rows[0::2], axis=2), np.concatenate(rows[1::2], axis=2)], axis=1
+        )
         write_video(folder / f"{step:07d}.mp4", both, fps=config.world.fps)
 
     return write

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from worldsim.data.source import Source
 from worldsim.models.tokenizer import to_float
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.mesh import compute_dtype
-from worldsim.train.losses import dynamics_loss, tokenizer_loss
+from worldsim.train.losses import dynamics_loss, rarity_map, tokenizer_loss
 from worldsim.train.plans import sample_plan
 from worldsim.train.state import Batch, Stage
 
@@ -45,7 +45,7 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
         del step
         frames = to_float(batch["frames"])
         model = nnx.merge(graph, params)
-        return tokenizer_loss(model, frames, frozen, key, weights=config.tokenizer_loss)
+        return tokenizer_loss(model, frames, *frozen, key, weights=config.tokenizer_loss)
 
     return Stage(
         name="tokenizer",
@@ -53,9 +53,15 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
         init=lambda key: init_params("tokenizer", config.world, key),
         loss=loss,
         batches=loader.iterate,
-        frozen=to_float(median),
+        frozen=(to_float(median), rarity_map(to_float(_some_frames(source)), to_float(median))),
         samples=samples,
     )
+
+
+def _some_frames(source: Source, count: int = 128) -> np.ndarray:
+    """Frames from evenly spaced records, every eighth of each."""
+    picks = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
+    return np.concatenate([source[int(i)]["frames"][::8] for i in picks])
 
 
 def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) -> Stage:
@@ -63,7 +69,8 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
 
     Args:
       config: of the run.
-      source: records with ``codes`` and what else the world reads, a row a chunk (see :func:`worldsim.train.codes.encode_source`).
+      source: records with ``codes`` and what else the world reads, a row a chunk (see
+        :func:`worldsim.train.codes.encode_source`).
       samples: writes rollouts to look at, or None.
     """
     graph, _ = split_module("dynamics", config.world, dtype=compute_dtype())
@@ -98,8 +105,15 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
         init=lambda key: init_params("dynamics", config.world, key),
         loss=loss,
         batches=batches,
+        frozen=_fingerprint(source),
         samples=samples,
     )
+
+
+def _fingerprint(source: Source) -> np.ndarray:
+    """A digest of the first codes: a run that goes on with another tokenizer's codes is refused."""
+    codes = np.ascontiguousarray(source[0]["codes"], np.int32)
+    return np.frombuffer(hashlib.sha256(codes.tobytes()).digest(), np.uint32)
 
 
 def plan_batch(clip: Batch, config: TrainConfig, *, step: int) -> Batch:
@@ -126,7 +140,10 @@ def plan_batch(clip: Batch, config: TrainConfig, *, step: int) -> Batch:
         )
         for i in range(rows)
     ]
-    out = {name: np.stack([a[p.positions] for a, p in zip(array, plans, strict=True)]) for name, array in clip.items()}
+    out = {
+        name: np.stack([a[p.positions] for a, p in zip(array, plans, strict=True)])
+        for name, array in clip.items()
+    }
     scale = config.world.tokenizer.frames_per_chunk
     out["times"] = np.stack([p.positions * scale for p in plans]).astype(np.float32)
     out["queries"] = np.stack([p.queries for p in plans]).astype(np.int32)

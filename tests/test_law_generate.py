@@ -1,0 +1,271 @@
+"""Laws of the verbs: what is given comes back, what is asked for twice is the same, nothing recompiles."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+import worldsim
+from worldsim.generate import requests
+from worldsim.generate.prefill import prefill
+from worldsim.generate.rollout import chunk_keys, rollout_block
+
+pytestmark = pytest.mark.law
+
+KEY, OTHER = jax.random.key(1), jax.random.key(2)
+CODES = 4
+"""In a chunk of the tiny worlds."""
+
+
+def some_actions(count, *, seed=0):
+    return np.random.default_rng((9, seed)).integers(0, 3, count).astype(np.int32)
+
+
+def same(a, b, *, rounding=0):
+    np.testing.assert_array_equal(a.codes, b.codes)
+    np.testing.assert_allclose(a.clip.frames.astype(int), b.clip.frames, rtol=0, atol=rounding)
+    np.testing.assert_array_equal(a.clip.actions, b.clip.actions)
+    np.testing.assert_array_equal(a.known, b.known)
+    np.testing.assert_array_equal(a.times, b.times)
+
+
+def differs(a, b):
+    assert (a.codes != b.codes).any()
+
+
+def verbs(world):
+    """Every verb that draws, as ``name: (call, frames given)``; clips with a remainder where there can be."""
+    f = world.config.tokenizer.frames_per_chunk
+    clip, after = tiny.make_clip(4 * f + f // 2, seed=1), tiny.make_clip(2 * f + f // 2, seed=2)
+    image, count = tiny.make_clip(1, seed=3, actions=False), 3 * f
+    both = [*clip.frames, *after.frames]
+    return {
+        "forward": (lambda **o: world.extend(clip, count, **o), clip.frames),
+        "backward": (lambda **o: world.extend(clip, count, direction="backward", **o), clip.frames),
+        "infill": (lambda **o: world.infill(clip, after, count, **o), np.stack(both)),
+        "loop": (lambda **o: world.loop(clip, 5 * f, **o), clip.frames[: 2 * f]),
+        "animate": (lambda **o: world.animate(image, count, **o), np.repeat(image.frames, f, 0)),
+    }
+
+
+VERBS = ("forward", "backward", "infill", "loop", "animate")
+
+
+@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("which", ["world", "pair_world"])
+def test_known_frames_come_back_untouched_and_new_ones_are_where_they_belong(which, name, request):
+    call, given = verbs(request.getfixturevalue(which))[name]
+    out = call(key=KEY)
+    np.testing.assert_array_equal(out.clip.frames[out.known], given)
+    f = 1 if which == "world" else 2
+    new = np.flatnonzero(~out.known)
+    assert len(new) == 3 * f == len(out.codes) * f
+    first = {"backward": 0, "infill": 4 * f + f // 2}.get(name, len(given))
+    np.testing.assert_array_equal(new, first + np.arange(len(new)))
+    assert (np.diff(out.times) == f).all()
+    assert out.codes.min() >= 0
+    assert out.codes.max() < 9
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_same_key_same_codes_and_temperature_zero_ignores_the_key(world, name):
+    call, _ = verbs(world)[name]
+    same(call(key=KEY), call(key=KEY))
+    differs(call(key=KEY), call(key=OTHER))
+    same(call(key=KEY, temperature=0.0), call(key=OTHER, temperature=0.0))
+    differs(call(key=KEY), call(key=KEY, temperature=0.0))
+
+
+def test_without_a_key_it_is_key_zero(world):
+    clip = tiny.make_clip(3)
+    same(world.extend(clip, 4), world.extend(clip, 4, key=jax.random.key(0)))
+
+
+@pytest.mark.parametrize("which", ["world", "pair_world"])
+def test_infill_with_nothing_after_is_extend(which, request):
+    world = request.getfixturevalue(which)
+    f = world.config.tokenizer.frames_per_chunk
+    clip, actions = tiny.make_clip(5 * f), some_actions(4 * f)
+    a = world.infill(clip, clip[:0], 4 * f, actions=actions, key=KEY)
+    same(a, world.extend(clip, 4 * f, actions=actions, key=KEY))
+    differs(a, world.infill(clip, tiny.make_clip(f, seed=5), 4 * f, actions=actions, key=KEY))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("which", ["world", "pair_world"])
+@pytest.mark.parametrize("cuts", [(9, 4), (1, 3, 9)], ids=str)
+def test_extending_on_from_the_kept_state_is_extending_at_once(which, direction, cuts, request):
+    """Across evictions: 13 new chunks go round a ring of six."""
+    world = request.getfixturevalue(which)
+    f, onward = world.config.tokenizer.frames_per_chunk, direction == "forward"
+    clip, total = tiny.make_clip(4 * f + f // 2), 13 * f
+    actions = some_actions(total)
+    whole = world.extend(clip, total, direction=direction, actions=actions, key=KEY)
+    left, out = actions, clip
+    for count in cuts:
+        now, left = np.split(left, [count * f]) if onward else np.split(left, [-count * f])[::-1]
+        out = world.extend(out, count * f, direction=direction, actions=now, key=KEY)
+    same(out, whole)
+
+
+def test_a_kept_state_can_go_on_more_than_once(world):
+    """Going on consumes a copy: two futures of one state are drawn with one stream of keys."""
+    begun = world.extend(tiny.make_clip(4), 3, key=KEY)
+    same(world.extend(begun, 5, actions=some_actions(5)), world.extend(begun, 5, actions=some_actions(5)))
+
+
+def test_actions_matter_and_the_past_ones_too(world):
+    clip = tiny.make_clip(4)
+    call = lambda clip, actions: world.extend(clip, 6, actions=actions, key=KEY)
+    first = call(clip, some_actions(6))
+    differs(first, call(clip, some_actions(6, seed=1)))
+    differs(first, call(clip, None))
+    differs(first, call(dataclasses.replace(clip, actions=(clip.actions + 1) % 3), some_actions(6)))
+    later = some_actions(6)
+    later[4] = (later[4] + 1) % 3
+    np.testing.assert_array_equal(call(clip, later).codes[:4], first.codes[:4])
+    assert (call(clip, later).codes[4:] != first.codes[4:]).any()
+
+
+def test_actions_of_a_backward_extension_are_in_the_order_of_time(world):
+    """The last one leads to the frame that is drawn first."""
+    clip, actions = tiny.make_clip(4), some_actions(6)
+    call = lambda actions: world.extend(clip, 6, direction="backward", actions=actions, key=KEY)
+    first, other = call(actions), actions.copy()
+    other[0] = (other[0] + 1) % 3
+    np.testing.assert_array_equal(call(other).codes[1:], first.codes[1:])
+    assert (call(other).codes[0] != first.codes[0]).any()
+    np.testing.assert_array_equal(first.clip.actions, [*actions, *clip.actions])
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_batch_of_requests_is_each_alone(world, direction):
+    clips = [tiny.make_clip(5, seed=seed) for seed in range(3)]
+    keys = jax.random.split(KEY, 3)
+    batch = [
+        requests.extend_request(clip, 7, world.config, direction=direction, actions=some_actions(7, seed=i))
+        for i, clip in enumerate(clips)
+    ]
+    together = world.run(batch, world.dials(3, 1.0), keys=keys)
+    for i, clip in enumerate(clips):
+        options = {"direction": direction, "actions": some_actions(7, seed=i), "steps": 3}
+        alone = world.extend(clip, 7, key=keys[i], **options)
+        same(together[i], alone, rounding=1)  # another program decodes the batch
+        same(world.extend(together[i], 2), world.extend(alone, 2), rounding=1)  # the states too
+
+
+def test_requests_of_different_plans_are_refused(world):
+    one, two = (requests.extend_request(tiny.make_clip(3), n, world.config) for n in (2, 3))
+    with pytest.raises(ValueError, match="different plans"):
+        world.run([one, two], world.dials(1, 1.0), keys=jax.random.split(KEY, 2))
+
+
+def test_one_trace_for_every_verb_length_and_dial(world):
+    world.extend(tiny.make_clip(2), 1)
+    before = rollout_block._cache_size(), prefill._cache_size()
+    for call, _ in verbs(world).values():
+        call()
+    for frames, steps, temperature in ((1, 1, 0.0), (9, 4, 0.7), (20, 2, 1.5)):
+        out = world.extend(tiny.make_clip(6), frames, steps=steps, temperature=temperature, key=KEY)
+        world.extend(out, 3, actions=some_actions(3))
+    world.extend(tiny.make_clip(5, actions=False), 4, actions=some_actions(4), direction="backward")
+    assert (rollout_block._cache_size(), prefill._cache_size()) == before
+
+
+def test_loop_knows_its_opening_twice(world, pair_world):
+    for each in (world, pair_world):
+        f = each.config.tokenizer.frames_per_chunk
+        clip = tiny.make_clip(4 * f)
+        request = requests.loop_request(clip, 6 * f, each.config)
+        plan = request.plan
+        np.testing.assert_array_equal(plan.times, f * np.array([6, 7, 0, 1, 2, 3, 4, 5]))
+        assert plan.known.tolist() == [True] * 4 + [False] * 4
+        assert plan.pinned.tolist() == [True] * 2 + [False] * 6
+        assert request.sources.tolist() == [0, 1, 0, 1, -1, -1, -1, -1]
+        np.testing.assert_array_equal(request.frames, clip.frames[: 2 * f])
+        np.testing.assert_array_equal(request.actions[:2], request.actions[2:4])
+        assert request.actions[0, 0] == -1  # what the recording says led to its first frame does not
+
+
+def test_the_end_of_a_loop_depends_on_its_anchor(world):
+    """The same opening, extended instead of closed, goes elsewhere."""
+    clip = tiny.make_clip(2)
+    clip.actions[0] = -1
+    differs(world.loop(clip, 8, key=KEY), world.extend(clip, 6, key=KEY))
+
+
+def test_every_chunk_has_its_own_stream_of_keys_folded_from_its_time():
+    keys = jax.random.split(KEY, 2)
+    times = [0.0, 1.0, -1.0, 0.5, 1e5]
+    drawn = np.stack([jax.random.key_data(chunk_keys(keys, jnp.float32(time))) for time in times])
+    assert len({tuple(row) for row in drawn.reshape(-1, 2).tolist()}) == 2 * len(times)
+    np.testing.assert_array_equal(drawn[1], jax.random.key_data(chunk_keys(keys, jnp.float32(1.0))))
+
+
+@pytest.mark.parametrize("steps", [1, CODES, 100])
+def test_steps_go_from_one_to_every_code(world, steps):
+    out = world.extend(tiny.make_clip(3), 5, steps=steps, key=KEY)
+    assert out.codes.min() >= 0
+    assert out.codes.max() < 9  # no mask is left
+    if steps > CODES:
+        same(out, world.extend(tiny.make_clip(3), 5, steps=CODES, key=KEY))
+    else:
+        differs(out, world.extend(tiny.make_clip(3), 5, steps=2, key=KEY))
+
+
+def test_remainder_frames_lie_at_the_far_end_unseen(pair_world):
+    """Seven frames are three chunks of two; the odd one is the farthest from what is made."""
+    clip, after = tiny.make_clip(7), tiny.make_clip(5, seed=2)
+
+    def touched(clip, index):
+        frames = clip.frames.copy()
+        frames[index] = 255 - frames[index]
+        return dataclasses.replace(clip, frames=frames)
+
+    forward = lambda clip: pair_world.extend(clip, 4, key=KEY)
+    backward = lambda clip: pair_world.extend(clip, 4, direction="backward", key=KEY)
+    between = lambda clip: pair_world.infill(clip, after, 4, key=KEY)
+    before = lambda after: pair_world.infill(clip, after, 4, key=KEY)
+    cases = (forward, clip, 0), (backward, clip, -1), (between, clip, 0), (before, after, -1)
+    for call, given, unseen in cases:
+        out, changed = call(given), call(touched(given, unseen))
+        np.testing.assert_array_equal(changed.codes, out.codes)
+        differs(call(touched(given, 0 if unseen else 1)), out)
+        assert (changed.clip.frames != out.clip.frames).any((1, 2, 3)).sum() == 1
+
+
+def test_only_the_nearest_chunks_of_a_long_clip_are_seen(world):
+    clip, after = tiny.make_clip(20), tiny.make_clip(20, seed=2)
+    far = dataclasses.replace(clip, frames=np.concatenate([clip.frames[:14] // 2, clip.frames[14:]]))
+    out = world.extend(far, 3, key=KEY)
+    np.testing.assert_array_equal(out.codes, world.extend(clip, 3, key=KEY).codes)
+    np.testing.assert_array_equal(out.clip.frames[:20], far.frames)
+    closest = world.infill(clip[16:], after[:2], 3, key=KEY)
+    np.testing.assert_array_equal(world.infill(clip, after, 3, key=KEY).codes, closest.codes)
+
+
+def test_reconstruct_is_the_codes_and_leaves_the_remainder(pair_world):
+    clip = tiny.make_clip(7)
+    seen = pair_world.reconstruct(clip)
+    assert seen.frames.shape == clip.frames.shape
+    np.testing.assert_array_equal(seen.frames[6], clip.frames[6])
+    assert (seen.frames[:6] != clip.frames[:6]).any()
+    np.testing.assert_array_equal(seen.frames[:2], pair_world.reconstruct(clip[:2]).frames)
+
+
+def test_a_world_round_trips_through_its_folder(world, tmp_path):
+    clip = tiny.make_clip(4)
+    out = world.extend(clip, 6, key=KEY)
+    world.save(tmp_path / "whole")
+    same(worldsim.load(tmp_path / "whole").extend(clip, 6, key=KEY), out)
+    world.save(tmp_path / "half", dtype="bfloat16")
+    half = worldsim.load(tmp_path / "half")
+    assert half.config == world.config
+    half.save(tmp_path / "again", dtype="bfloat16")
+    again = worldsim.load(tmp_path / "again")
+    same(again.extend(clip, 6, key=KEY), half.extend(clip, 6, key=KEY))

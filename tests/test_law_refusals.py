@@ -1,0 +1,124 @@
+"""Laws of refusal: what a world can't take is named with its numbers and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import tiny
+
+import worldsim
+from worldsim.config import ActionConfig
+from worldsim.generate import requests
+from worldsim.types import Clip
+
+pytestmark = pytest.mark.law
+
+
+def some_actions(count):
+    return np.arange(count, dtype=np.int32) % 3
+
+
+def unchecked(function):
+    """The function without the type checks that tests put around it."""
+    return inspect.unwrap(function)
+
+
+def odd_clip(**changes):
+    return dataclasses.replace(tiny.make_clip(4), **changes)
+
+
+REFUSALS = {
+    "another size": (
+        lambda w: w.extend(Clip(np.zeros((4, 24, 20, 3), np.uint8)), 2),
+        ["extend", "24x20", "16x16", "--resize"],
+    ),
+    "grey": (lambda w: w.extend(Clip(np.zeros((4, 16, 16, 1), np.uint8)), 2), ["1 channels", "16x16 with 3"]),
+    "no frames": (lambda w: w.extend(tiny.make_clip(4)[:0], 2), ["it has 0 frames", "at least 1"]),
+    "padding": (lambda w: w.extend(odd_clip(mask=np.arange(4) < 3), 2), ["1 of its 4 frames are padding"]),
+    "everything at once": (
+        lambda w: w.reconstruct(Clip(np.zeros((0, 8, 8, 3), np.uint8))),
+        ["reconstruct", "8x8", "it has 0 frames"],
+    ),
+    "too many actions": (
+        lambda w: w.extend(tiny.make_clip(4), 2, actions=some_actions(3)),
+        ["3 actions for 2"],
+    ),
+    "loop actions": (lambda w: w.loop(tiny.make_clip(4), 6, actions=some_actions(4)), ["4 actions for 6"]),
+    "infill actions": (
+        lambda w: w.infill(tiny.make_clip(4), tiny.make_clip(4), 6, actions=some_actions(4)),
+        ["infill", "4 actions for 6"],
+    ),
+    "action too large": (
+        lambda w: w.extend(tiny.make_clip(4), 2, actions=np.array([0, 3])),
+        ["from 0 to 3", "0 to 2", "noop, left, right", "-1"],
+    ),
+    "action too small": (
+        lambda w: w.extend(tiny.make_clip(4), 2, actions=np.array([-2, 1])),
+        ["from -2 to 1"],
+    ),
+    "float actions": (
+        lambda w: w.extend(tiny.make_clip(4), 2, actions=np.zeros(2)),
+        ["float64 [2]", "integers [t]"],
+    ),
+    "clip actions": (
+        lambda w: w.extend(odd_clip(actions=np.array([0, 1, 2, 7])), 2),
+        ["from 0 to 7", "0 to 2"],
+    ),
+    "going on": (
+        lambda w: w.extend(w.extend(tiny.make_clip(2), 1), 2, actions=some_actions(1)),
+        ["1 actions for 2"],
+    ),
+    "no new frames": (lambda w: w.extend(tiny.make_clip(4), 0), ["0 frames", "ask for 1"]),
+    "fewer than none": (lambda w: w.animate(tiny.make_clip(1), -3), ["-3 frames", "ask for 1"]),
+    "loop too short": (
+        lambda w: w.loop(tiny.make_clip(4), 2),
+        ["loop", "2 frames", "opening of 2", "more than 2"],
+    ),
+    "infill of two sizes": (
+        lambda w: w.infill(tiny.make_clip(4), Clip(np.zeros((4, 32, 16, 3), np.uint8)), 2),
+        ["infill", "32x16", "16x16"],
+    ),
+    "two images": (lambda w: w.animate(tiny.make_clip(2), 2), ["2 frames", "one image"]),
+    "temperature": (lambda w: w.extend(tiny.make_clip(4), 2, temperature=-0.5), ["temperature -0.5", "0"]),
+    "not a temperature": (
+        lambda w: w.loop(tiny.make_clip(4), 6, temperature=float("nan")),
+        ["temperature nan"],
+    ),
+    "no steps": (lambda w: w.extend(tiny.make_clip(4), 2, steps=0), ["steps 0", "1 to 4"]),
+    "a loop can't go on": (lambda w: w.extend(w.loop(tiny.make_clip(2), 4), 2), ["only an extension"]),
+    "no such world": (lambda _: worldsim.load("nowhere"), ["'nowhere'"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refusals_name_the_numbers_and_the_remedy(world, name):
+    call, words = REFUSALS[name]
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        call(world)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_unknown_direction_is_refused(world):
+    with pytest.raises(ValueError, match=r"'sideways'; use 'forward' or 'backward'"):
+        unchecked(requests.extend_request)(tiny.make_clip(4), 2, world.config, direction="sideways")
+
+
+def test_refusals_of_chunks_of_two_frames(pair_world):
+    with pytest.raises(ValueError, match=r"5 frames; the world makes 2 at a time: ask for 4\."):
+        pair_world.extend(tiny.make_clip(4), 5)
+    with pytest.raises(ValueError, match=r"it has 1 frames; give at least 2"):
+        pair_world.extend(tiny.make_clip(1), 4)
+    with pytest.raises(ValueError, match=r"opening of 4; ask for more than 4 frames"):
+        pair_world.loop(tiny.make_clip(8), 4)
+
+
+def test_a_world_without_actions_takes_none():
+    still = tiny.make_world(tiny.config(action=ActionConfig()))
+    clip = tiny.make_clip(3)
+    assert still.extend(clip, 2).clip.actions is None  # those of the clip are left aside
+    with pytest.raises(ValueError, match="takes no actions"):
+        still.extend(clip, 2, actions=some_actions(2))

@@ -1,0 +1,176 @@
+"""Laws of the tokenizer: Haar is exact, FSQ is the nearest code, and no chunk knows of another."""
+
+from __future__ import annotations
+
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from worldsim.models.tokenizer import to_float, to_uint8
+from worldsim.ops import haar, quantize
+
+pytestmark = pytest.mark.law
+
+LEVELS = [(3, 3), (8, 5, 5, 5), (2, 7, 4)]
+
+
+def some_chunks(frames, *, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(3, frames, 16, 8, 3)), jnp.float32)
+
+
+@pytest.mark.parametrize(("spatial", "temporal"), [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 2)])
+def test_haar_round_trip_is_exact_and_keeps_energy(spatial, temporal):
+    x = some_chunks(2**temporal)
+    levels = {"spatial": spatial, "temporal": temporal}
+    bands = jax.jit(partial(haar.fold_chunks, **levels))(x)
+    assert bands.shape == (3, 16 >> spatial, 8 >> spatial, 3 * 2 ** (2 * spatial + temporal))
+    np.testing.assert_allclose(jax.jit(partial(haar.unfold_chunks, **levels))(bands), x, atol=1e-5)
+    np.testing.assert_allclose((bands**2).sum((1, 2, 3)), (x**2).sum((1, 2, 3, 4)), rtol=1e-4)
+
+
+def test_haar_by_hand():
+    """One level over rows and columns: the first band is half the sum of each 2x2 block."""
+    x = jnp.asarray([[[1.0, 2], [3, 5]]])[:, None, ..., None]
+    bands = haar.fold_chunks(x, spatial=1, temporal=0)
+    np.testing.assert_allclose(bands[0, 0, 0], [11 / 2, -5 / 2, -3 / 2, 1 / 2], atol=1e-6)
+
+
+def test_haar_of_a_still_chunk_has_no_temporal_difference():
+    still = jnp.repeat(some_chunks(1), 2, axis=1)
+    bands = haar.fold_chunks(still, spatial=0, temporal=1)
+    np.testing.assert_allclose(bands[..., :3], 2**0.5 * still[:, 0], atol=1e-5)
+    np.testing.assert_allclose(bands[..., 3:], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_fsq_takes_the_nearest_level_of_every_digit(levels):
+    """By brute force over all values that a digit can have."""
+    x = 1.5 * np.random.default_rng(0).normal(size=(200, len(levels))).astype(np.float32)
+    values, codes = quantize.fsq(jnp.asarray(x), levels)
+    for i, count in enumerate(levels):
+        choices = np.linspace(-1, 1, count)
+        nearest = np.abs(np.tanh(x[:, i, None].astype(np.float64)) - choices).argmin(-1)
+        np.testing.assert_array_equal(quantize.fsq_digits(jnp.asarray(x), levels)[:, i], nearest)
+        np.testing.assert_allclose(values[:, i], choices[nearest], atol=1e-5)
+        np.testing.assert_array_equal(np.asarray(codes) // np.prod(levels[:i], dtype=int) % count, nearest)
+    assert len(np.unique(codes)) > min(60, np.prod(levels) // 2)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_codes_and_digits_are_one_to_one_over_the_whole_codebook(levels):
+    codes = jnp.arange(np.prod(levels))
+    digits = np.asarray(quantize.codes_to_digits(codes, levels))
+    assert (digits >= 0).all()
+    assert (digits < levels).all()
+    assert {tuple(row) for row in digits} == set(itertools.product(*map(range, levels)))
+    np.testing.assert_array_equal(quantize.digits_to_codes(jnp.asarray(digits), levels), codes)
+    values = quantize.digits_to_values(jnp.asarray(digits), levels)
+    assert values.min() == -1
+    assert values.max() == 1
+    inside = jnp.arctanh(0.999 * values)  # from each code's own vector to that code again
+    np.testing.assert_array_equal(quantize.fsq(inside, levels)[1], codes)
+
+
+def test_straight_through_gradient_is_that_of_tanh():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(50, 2)), jnp.float32)
+    weights = jnp.asarray(np.random.default_rng(2).normal(size=(50, 2)), jnp.float32)
+    got = jax.grad(lambda x: (weights * quantize.fsq(x, (5, 3))[0]).sum())(x)
+    np.testing.assert_allclose(got, weights * (1 - jnp.tanh(x) ** 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("frames_per_chunk", [1, 2])
+def test_encoding_and_decoding_are_chunk_local(frames_per_chunk):
+    """Change one frame: latents, codes and decoded frames of its chunk change, and of no other."""
+    f, p = frames_per_chunk, 4
+    model = tiny.model("tokenizer", tiny.config(frames_per_chunk=f))
+    frames = to_float(tiny.make_clip(p * f).frames)
+
+    @jax.jit
+    def through(frames):
+        latents, codes = model.encode(frames[None])[0], model.tokenize(frames[None])[0]
+        return latents, codes, model.detokenize(codes[None])[0].reshape(p, f, 16, 16, 3)
+
+    before, moved = through(frames), []
+    assert before[1].shape == (p, 2, 2)
+    for t in range(p * f):  # one clip at a time: in a batch they could share a statistic unseen
+        after = through(frames.at[t].multiply(-1))
+        latents, codes, drawn = (
+            np.asarray(a == b).reshape(p, -1).all(-1) for a, b in zip(before, after, strict=True)
+        )
+        others = np.arange(p) != t // f
+        np.testing.assert_array_equal(latents, others)
+        assert codes[others].all()
+        assert drawn[others].all()
+        moved.append(not codes.all())
+    assert np.mean(moved) > 0.5
+
+
+def test_encoding_does_not_depend_on_place_or_company():
+    """The same chunk anywhere in any clip of any batch has the same latents, so the same codes."""
+    model = tiny.model("tokenizer", tiny.config(frames_per_chunk=2))
+    frames = to_float(tiny.make_clip(8).frames)
+    encode = jax.jit(model.encode)
+    whole = encode(frames[None])[0]
+    np.testing.assert_allclose(encode(frames[None, 4:6])[0, 0], whole[2], atol=1e-5)
+    np.testing.assert_allclose(encode(frames.reshape(4, 2, 16, 16, 3))[:, 0], whole, atol=1e-5)
+
+
+def test_quantized_vectors_are_what_lookup_gives():
+    model = tiny.model("tokenizer", tiny.config())
+    q, codes = jax.jit(lambda x: model.quantizer(model.encode(x)))(to_float(tiny.make_clip(6).frames)[None])
+    np.testing.assert_allclose(jax.jit(model.quantizer.lookup)(codes), q, atol=1e-5)
+    assert len(np.unique(codes)) > 3
+
+
+def test_pixels_round_trip():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    np.testing.assert_array_equal(to_uint8(to_float(levels)), levels)
+    np.testing.assert_array_equal(to_uint8(jnp.asarray([[-3.0, 3.0]])), [[0, 255]])
+
+
+NOISE_LEVELS = (8, 5, 3)
+
+
+def corrupted(level, *, codes=None, shape=(2, 4, 32, 32), seed=0):
+    if codes is None:
+        codes = np.random.default_rng(seed).integers(0, np.prod(NOISE_LEVELS), shape)
+    noise = jnp.broadcast_to(jnp.asarray(level, jnp.float32), shape[:2])
+    codes = jnp.asarray(codes, jnp.int32)
+    out = quantize.corrupt_codes(codes, noise, NOISE_LEVELS, jax.random.key(seed))
+    return np.asarray(codes), np.asarray(out)
+
+
+def test_no_corruption_changes_nothing():
+    codes, out = corrupted(0.0)
+    np.testing.assert_array_equal(out, codes)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.3, 0.8])
+def test_corruption_replaces_its_share_of_each_chunk(level):
+    codes, out = corrupted([[level, 0.0, level, 0.0]])
+    changed = (codes != out).mean((2, 3))
+    assert not changed[:, 1::2].any()
+    kept = 0.5 / np.prod(NOISE_LEVELS)  # a uniform draw may be the code itself
+    np.testing.assert_allclose(changed[:, 0::2], level * (1 - kept), atol=0.06)
+    assert out.min() >= 0
+    assert out.max() < np.prod(NOISE_LEVELS)
+
+
+def test_half_of_the_corruption_moves_one_digit_by_one():
+    """Also at the ends, where it is reflected: a digit never leaves its range or wraps round."""
+    codes, out = corrupted(1.0)
+    before, after = (np.asarray(quantize.codes_to_digits(jnp.asarray(a), NOISE_LEVELS)) for a in (codes, out))
+    step = np.abs(after - before)
+    neighbour = step.sum(-1) == 1
+    assert 0.5 < neighbour.mean() < 0.55  # half, and uniform draws that happen to be neighbours
+    for i, count in enumerate(NOISE_LEVELS):
+        moved = neighbour & (step[..., i] == 1)
+        assert 0.14 < moved.mean() < 0.2  # each digit as often
+        for digit in range(count):
+            ends = set(after[..., i][moved & (before[..., i] == digit)].tolist())
+            assert ends == {digit - 1, digit + 1} & set(range(count))

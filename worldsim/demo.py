@@ -1,0 +1,149 @@
+"""The demo: a bundled world continues, precedes, fills and closes eight clips that it has never seen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from worldsim.data.sheet import contact_sheet
+from worldsim.data.video import write_video
+from worldsim.generate.extend import Generated, World
+from worldsim.generate.requests import extend_request, infill_request, loop_request
+from worldsim.ops.scores import jerk_ratio, motion_ratio, psnr, seam_ratio
+from worldsim.types import Clip
+
+KNOWN, NEW, GAP = 16, 32, 16
+CAP = 50.0
+"""Frames known at one end, frames to make from there, frames of the gap; dB at which PSNR is capped."""
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    world: str = "pong",
+    steps: int = 8,
+    temperature: float = 1.0,
+    seed: int = 0,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Write ``{forward,backward,infill,loop}.mp4``, ``contact_sheet.png`` and ``report.json`` to ``out``.
+
+    Args:
+      out: a folder, made if needed.
+      world: a bundled world that has clips.
+      steps, temperature: of sampling.
+      seed: of all randomness.
+      note: is told what is under way.
+
+    Returns:
+      The report: means over the clips, lists over frames counted from the known end, PSNR in dB capped at 50
+      per frame; ``copy_last`` and ``copy_first`` repeat the nearest known frame.
+    """
+    from worldsim.worlds import clips as bundled_clips
+
+    began = time.monotonic()
+    out = Path(out)
+    note(f"loading {world}")
+    model, clips = World.load(world), bundled_clips(world)
+    dials = model.dials(steps, temperature)
+    made: dict[str, list[Generated]] = {}
+    for verb, request in _requests(model).items():
+        note(f"{verb}: {len(clips)} clips")
+        keys = jax.random.split(jax.random.key(seed), len(clips))
+        made[verb] = model.run([request(clip) for clip in clips], dials, keys=keys)
+    note("writing videos and scores")
+    report = _report(made, clips)
+    for verb, results in made.items():
+        frames = [result.clip.frames for result in results]
+        truth = None if verb == "loop" else [clip.frames[: len(frames[0])] for clip in clips]
+        write_video(out / f"{verb}.mp4", _mosaic(frames, truth, rounds=3 if verb == "loop" else 1), fps=model.config.fps)
+    sheet = _sheet(made, clips)
+    write_video(out / "contact_sheet.png", sheet[None], scale=1)
+    report["seconds"] = round(time.monotonic() - began, 2)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _requests(model: World) -> dict[str, Callable[[Clip], Any]]:
+    """What each verb is asked of a clip of KNOWN + NEW frames."""
+    config = model.config
+
+    def actions(clip: Clip, start: int, stop: int):
+        return None if clip.actions is None else clip.actions[start:stop]
+
+    total, gap = KNOWN + NEW, KNOWN + GAP
+    return {
+        "forward": lambda c: extend_request(c[:KNOWN], NEW, config, actions=actions(c, KNOWN, total)),
+        "backward": lambda c: extend_request(
+            c[NEW:total], NEW, config, direction="backward", actions=actions(c, 0, NEW)
+        ),
+        "infill": lambda c: infill_request(c[:KNOWN], c[gap:total], GAP, config, actions=actions(c, KNOWN, gap)),
+        "loop": lambda c: loop_request(c[:KNOWN], NEW, config),
+    }
+
+
+def _capped(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return np.asarray(psnr(frames, truth, cap=CAP))
+
+
+def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str, Any]:
+    """Scores of all verbs; see :func:`run_demo`."""
+    total = KNOWN + NEW
+    rows: dict[str, list[np.ndarray]] = {}
+    for i, clip in enumerate(clips):
+        truth = clip.frames
+        ahead, behind = truth[KNOWN:total], truth[:NEW][::-1]
+        gap = slice(KNOWN, KNOWN + GAP)
+        nearest = [truth[KNOWN - 1]] * (GAP // 2) + [truth[KNOWN + GAP]] * (GAP - GAP // 2)
+        pairs = {
+            "psnr_forward": (made["forward"][i].clip.frames[KNOWN:], ahead),
+            "psnr_backward": (made["backward"][i].clip.frames[:NEW][::-1], behind),
+            "psnr_infill": (made["infill"][i].clip.frames[gap], truth[gap]),
+            "psnr_copy_last": (np.broadcast_to(truth[KNOWN - 1], ahead.shape), ahead),
+            "psnr_copy_first": (np.broadcast_to(truth[NEW], behind.shape), behind),
+            "psnr_copy_nearest": (np.stack(nearest), truth[gap]),
+        }
+        for name, (frames, target) in pairs.items():
+            rows.setdefault(name, []).append(_capped(frames, target))
+    report: dict[str, Any] = {name: np.mean(values, axis=0).round(3).tolist() for name, values in rows.items()}
+    loops = [result.clip.frames for result in made["loop"]]
+    real = [clip.frames for clip in clips]
+    each = {
+        "seam_ratio": [seam_ratio(frames) for frames in loops],
+        "jerk_ratio": [jerk_ratio(frames) for frames in loops],
+        "motion_ratio": [motion_ratio(frames, real) for frames in loops],
+    }
+    for name, values in each.items():
+        report[name] = round(float(np.mean(values)), 4)
+        report[f"{name}_each"] = np.round(values, 4).tolist()
+    return report | {"clips": len(clips), "known": KNOWN, "new": NEW, "gap": GAP}
+
+
+def _mosaic(
+    frames: Sequence[np.ndarray], truth: Sequence[np.ndarray] | None, *, rounds: int = 1
+) -> np.ndarray:
+    """Clips side by side, truth in a row above where there is one; played ``rounds`` times."""
+    rows = [np.concatenate(part, axis=2) for part in ([truth] if truth else []) + [list(frames)]]
+    line = np.full((*rows[0].shape[:1], 2, *rows[0].shape[2:]), 255, np.uint8)
+    whole = rows[0] if len(rows) == 1 else np.concatenate([rows[0], line, rows[1]], axis=1)
+    return np.concatenate([whole] * rounds)
+
+
+def _sheet(made: dict[str, list[Generated]], clips: Sequence[Clip], count: int = 2, every: int = 3) -> np.ndarray:
+    """For the first clips: truth above each verb's answer."""
+    rows, labels, known = [], [], []
+    for i in range(min(count, len(clips))):
+        rows.append(clips[i].frames[: KNOWN + NEW])
+        labels.append(f"{i} truth")
+        known.append(np.ones(KNOWN + NEW, bool))
+        for verb, results in made.items():
+            rows.append(results[i].clip.frames)
+            labels.append(f"{i} {verb}")
+            known.append(results[i].known)
+    return contact_sheet(rows, labels=labels, known=known, every=every)
