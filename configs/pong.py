@@ -14,6 +14,7 @@ from worldsim.config import (
     OptimConfig,
     StageConfig,
     TokenizerConfig,
+    TokenizerLossConfig,
     TrainConfig,
     WorldConfig,
 )
@@ -34,8 +35,8 @@ def get_config() -> TrainConfig:
         ),
         data=DataConfig(path="data/pong"),
         tokenizer=StageConfig(
-            steps=7000,
-            batch=4,
+            steps=5000,
+            batch=16,
             frames=2,
             optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),
             log_every=50,
@@ -51,5 +52,6 @@ def get_config() -> TrainConfig:
             save_every=200,
             sample_every=400,
         ),
+        tokenizer_loss=TokenizerLossConfig(crop=32),
         mix=MixConfig(chunks=16, queries=8),
     )

@@ -163,6 +163,20 @@ def test_requests_of_different_plans_are_refused(world):
     one, two = (requests.extend_request(tiny.make_clip(3), n, world.config) for n in (2, 3))
     with pytest.raises(ValueError, match="different plans"):
         world.run([one, two], world.dials(1, 1.0), keys=jax.random.split(KEY, 2))
+    clip, other = tiny.make_clip(3), requests.loop_request(tiny.make_clip(1), 4, world.config)
+    extended = dataclasses.replace(
+        requests.extend_request(clip, 2, world.config), sources=np.array([1, 0, 2, -1, -1])
+    )
+    for pair in ([requests.extend_request(clip, 2, world.config), extended], [one, other]):
+        with pytest.raises(ValueError, match="different plans"):
+            world.run(pair, world.dials(1, 1.0), keys=jax.random.split(KEY, 2))
+
+
+def test_a_result_goes_on_in_its_own_direction_only(world):
+    out = world.extend(tiny.make_clip(3), 2, direction="backward", key=KEY)
+    same(world.extend(out, 2), world.extend(out, 2, direction="backward"))
+    with pytest.raises(ValueError, match="'forward' from a result that ran backward"):
+        world.extend(out, 2, direction="forward")
 
 
 def test_one_trace_for_every_verb_length_and_dial(world):
@@ -190,6 +204,13 @@ def test_loop_knows_its_opening_twice(world, pair_world):
         np.testing.assert_array_equal(request.frames, clip.frames[: 2 * f])
         np.testing.assert_array_equal(request.actions[:2], request.actions[2:4])
         assert request.actions[0, 0] == -1  # what the recording says led to its first frame does not
+
+
+def test_a_loop_returns_the_actions_that_it_was_told(world):
+    clip, told = tiny.make_clip(5), some_actions(8)
+    out = world.loop(clip, 8, actions=told, key=KEY).clip
+    np.testing.assert_array_equal(out.actions, [told[0], clip.actions[1], *told[2:]])
+    assert world.loop(clip, 8, key=KEY).clip.actions[0] == -1
 
 
 def test_the_end_of_a_loop_depends_on_its_anchor(world):

@@ -25,12 +25,11 @@ from worldsim.config import (
     TokenizerConfig,
     TrainConfig,
     WorldConfig,
-    from_dict,
-    to_dict,
 )
 from worldsim.models.world import MAKERS, init_params, split_module
 from worldsim.parallel.mesh import make_mesh
 from worldsim.parallel.sharding import PARAM_RULES, by_path, logical_axes, param_shardings
+from worldsim.plain import from_dict, to_dict
 from worldsim.train.losses import dynamics_loss, tokenizer_loss
 from worldsim.train.optim import make_optimizer
 from worldsim.train.plans import sample_plan
@@ -208,7 +207,7 @@ def test_every_config_builds_under_eval_shape(path):
     key, model = jax.random.key(0), lambda name, params: nnx.merge(graphs[name], params)
     loss, metrics = jax.eval_shape(
         lambda p, *given: tokenizer_loss(model("tokenizer", p), *given, key, weights=config.tokenizer_loss),
-        shapes["tokenizer"], frames, floats(*size), floats(*size[:2]),
+        shapes["tokenizer"], frames, floats(1, 1, *size),
     )  # fmt: skip
     assert loss.shape == metrics["psnr"].shape == ()
     clip = {"codes": np.zeros((2, config.dynamics.frames // f, *world.tokenizer.grid), np.uint16)}

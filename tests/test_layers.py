@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "worldsim"
 
 ROWS = {
-    **dict.fromkeys(("types", "config", "plan"), 1),
+    **dict.fromkeys(("types", "config", "plain", "plan"), 1),
     **dict.fromkeys(("ops", "parallel"), 2),
     "models": 3,
     **dict.fromkeys(("data", "checkpoint"), 4),
     **dict.fromkeys(("generate", "envs"), 5),
     "train": 6,
-    **dict.fromkeys(("", "cli", "demo", "bench", "play", "worlds"), 7),  # "" is worldsim itself
+    **dict.fromkeys(("", "cli", "options", "demo", "bench", "play", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {
     *("IPython", "PIL", "ale_py", "array_record", "av", "grain", "gymnasium", "imageio_ffmpeg"),

@@ -12,8 +12,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from worldsim.config import WorldConfig, from_dict, to_dict
+from worldsim.config import WorldConfig
 from worldsim.parallel.sharding import by_path
+from worldsim.plain import from_dict, to_dict
 
 FORMAT = 1
 """Of the world folder; raised when older readers could not read it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import sys
 import time
@@ -14,97 +12,22 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from worldsim.config import TrainConfig
-
-_FLAT = tyro.conf.arg(name="")
-_WORLD = "A world's folder, or the name of a bundled one."
-_INPUT = "A .mp4 .gif .webm .npz or picture file, or NAME:I for clip I bundled with world NAME."
-
-
-def _positional(text: str) -> tuple[Any, Any]:
-    """A positional argument with its help."""
-    return tyro.conf.Positional, tyro.conf.arg(help=text)
+from worldsim.options import (
+    FLAT,
+    INPUT,
+    WORLD,
+    Output,
+    Sampling,
+    load_config,
+    positional,
+    read_actions,
+    read_input,
+)
 
 
 def note(text: str) -> None:
     """Progress goes to stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How chunks are drawn.
-
-    Attributes:
-      steps: masked passes per chunk; more is slower and better.
-      temperature: 0 takes the likeliest codes and ignores the seed.
-      seed: of all randomness.
-    """
-
-    steps: int = 8
-    temperature: float = 1.0
-    seed: int = 0
-
-    def options(self) -> dict[str, Any]:
-        """As the verbs of a world take them."""
-        import jax
-
-        return {"steps": self.steps, "temperature": self.temperature, "key": jax.random.key(self.seed)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """What becomes of the result.
-
-    Attributes:
-      out: .mp4 .gif .webm to look at, .png for a contact sheet, .npz for frames and actions as they are.
-      resize: bring frames of another size to the world's (padded, not stretched).
-      json: print what was made, with scores, as JSON on stdout.
-    """
-
-    out: Path
-    resize: bool = False
-    json: bool = False
-
-
-def read_input(text: str, world: Any, *, resize: bool) -> Any:
-    """A clip from a file or, as ``NAME:I``, from those bundled with a world."""
-    from worldsim.checkpoint import bundled_worlds
-    from worldsim.data.video import read_video, resize_clip
-    from worldsim.worlds import clips
-
-    name, _, index = text.partition(":")
-    if name in bundled_worlds() and index.isdigit():
-        found = clips(name)
-        if int(index) >= len(found):
-            raise ValueError(f"{text}: {name} has {len(found)} clips; take {name}:0 to {name}:{len(found) - 1}.")
-        clip = found[int(index)]
-    else:
-        clip = read_video(text)
-    tokenizer = world.config.tokenizer
-    return resize_clip(clip, tokenizer.height, tokenizer.width) if resize else clip
-
-
-def read_actions(text: str | None, world: Any) -> Any:
-    """Actions from an ``.npy`` file, or written out: ``right,right,noop`` or ``2,2,0``.
-
-    Raises:
-      ValueError: a name that the world doesn't have; its names are listed.
-    """
-    import numpy as np
-
-    if text is None:
-        return None
-    if text.endswith(".npy"):
-        return np.load(text, allow_pickle=False)
-    names, rows = world.config.dynamics.action.names, []
-    for word in (part.strip() for part in text.split(",")):
-        if word.lstrip("-").isdigit():
-            rows.append(int(word))
-        elif word in names:
-            rows.append(names.index(word))
-        else:
-            raise ValueError(f"--actions: no action {word!r}; the world has {', '.join(names) or 'numbers only'}.")
-    return np.asarray(rows, np.int32)
 
 
 def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> None:
@@ -120,10 +43,10 @@ def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> 
 
 
 def extend(
-    world: Annotated[str, *_positional(_WORLD)],
-    input: Annotated[str, *_positional(_INPUT)],
-    output: Annotated[Output, _FLAT],
-    sampling: Annotated[Sampling, _FLAT],
+    world: Annotated[str, *positional(WORLD)],
+    input: Annotated[str, *positional(INPUT)],
+    output: Annotated[Output, FLAT],
+    sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
     direction: Literal["forward", "backward"] = "forward",
     actions: str | None = None,
@@ -147,11 +70,11 @@ def extend(
 
 
 def infill(
-    world: Annotated[str, *_positional(_WORLD)],
-    before: Annotated[str, *_positional(_INPUT)],
-    after: Annotated[str, *_positional(_INPUT)],
-    output: Annotated[Output, _FLAT],
-    sampling: Annotated[Sampling, _FLAT],
+    world: Annotated[str, *positional(WORLD)],
+    before: Annotated[str, *positional(INPUT)],
+    after: Annotated[str, *positional(INPUT)],
+    output: Annotated[Output, FLAT],
+    sampling: Annotated[Sampling, FLAT],
     frames: int = 16,
     actions: str | None = None,
 ) -> None:
@@ -172,10 +95,10 @@ def infill(
 
 
 def loop(
-    world: Annotated[str, *_positional(_WORLD)],
-    input: Annotated[str, *_positional(_INPUT)],
-    output: Annotated[Output, _FLAT],
-    sampling: Annotated[Sampling, _FLAT],
+    world: Annotated[str, *positional(WORLD)],
+    input: Annotated[str, *positional(INPUT)],
+    output: Annotated[Output, FLAT],
+    sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
 ) -> None:
     """Make a clip whose end meets its beginning, opening with the input's first frames.
@@ -198,10 +121,10 @@ def loop(
 
 
 def animate(
-    world: Annotated[str, *_positional(_WORLD)],
-    image: Annotated[str, *_positional(_INPUT)],
-    output: Annotated[Output, _FLAT],
-    sampling: Annotated[Sampling, _FLAT],
+    world: Annotated[str, *positional(WORLD)],
+    image: Annotated[str, *positional(INPUT)],
+    output: Annotated[Output, FLAT],
+    sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
     actions: str | None = None,
 ) -> None:
@@ -222,9 +145,9 @@ def animate(
 
 
 def reconstruct(
-    world: Annotated[str, *_positional(_WORLD)],
-    input: Annotated[str, *_positional(_INPUT)],
-    output: Annotated[Output, _FLAT],
+    world: Annotated[str, *positional(WORLD)],
+    input: Annotated[str, *positional(INPUT)],
+    output: Annotated[Output, FLAT],
 ) -> None:
     """A clip through the tokenizer and back: how well the world sees.
 
@@ -244,7 +167,7 @@ def reconstruct(
 
 
 def demo(
-    sampling: Annotated[Sampling, _FLAT],
+    sampling: Annotated[Sampling, FLAT],
     out: Path = Path("out/demo"),
     world: str = "pong",
 ) -> None:
@@ -256,24 +179,18 @@ def demo(
       out: folder for forward.mp4 backward.mp4 infill.mp4 loop.mp4 contact_sheet.png report.json.
       world: a bundled world.
     """
-    from worldsim.demo import run_demo
+    from worldsim.demo import run_demo, summary
 
     report = run_demo(
-        out, world=world, steps=sampling.steps, temperature=sampling.temperature, seed=sampling.seed, note=note
+        out,
+        world=world,
+        steps=sampling.steps,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        note=note,
     )
-    note(_summary(report))
+    note(summary(report))
     print(out / "report.json")
-
-
-def _summary(report: dict[str, Any]) -> str:
-    """The report in a few lines."""
-    lines = [f"{'frames ahead':<18}{'forward':>9}{'copy last':>11}{'backward':>10}{'copy first':>12}   (PSNR, dB)"]
-    names = ("psnr_forward", "psnr_copy_last", "psnr_backward", "psnr_copy_first")
-    for horizon in (4, 8, 16, 32):
-        values = [sum(report[name][:horizon]) / horizon for name in names]
-        lines.append(f"mean of 1 to {horizon:<6}" + "".join(f"{v:>{w}.2f}" for v, w in zip(values, (9, 11, 10, 12), strict=True)))
-    ratios = (f"{name} {report[f'{name}_ratio']:.2f}" for name in ("seam", "jerk", "motion"))
-    return "\n".join([*lines, f"loops: {', '.join(ratios)};  {report['seconds']:.0f} s"])
 
 
 def make_ale(
@@ -313,32 +230,17 @@ def _progress(what: str) -> Callable[..., None]:
     def tell(split: str, done: int, total: int) -> None:
         tenth = 10 * done // max(1, total)
         if sys.stderr.isatty():
-            print(f"\r{what} {split}: {done}/{total}", end="\n" if done >= total else "", file=sys.stderr, flush=True)
+            print(
+                f"\r{what} {split}: {done}/{total}",
+                end="\n" if done >= total else "",
+                file=sys.stderr,
+                flush=True,
+            )
         elif tenth != last[0]:
             note(f"{what} {split}: {done}/{total}")
         last[0] = tenth
 
     return tell
-
-
-def train(
-    config: Annotated[Path, *_positional("A Python file with get_config(); it is executed.")],
-    workdir: Path,
-    overrides: Annotated[TrainConfig, _FLAT],
-    stage: Literal["tokenizer", "dynamics", "all"] = "all",
-) -> None:
-    """Train a world, or go on training it; every field of the config can be overridden.
-
-    Example: worldsim train configs/pong.py --workdir runs/pong --tokenizer.steps 2000
-
-    Args:
-      workdir: for checkpoints, logs, samples and, at the end, the world.
-      stage: which to train; dynamics needs a trained tokenizer in the workdir.
-    """
-    from worldsim.train.run import train as run
-
-    del config
-    print(run(overrides, workdir, stage=stage))
 
 
 def make_sprites(
@@ -372,7 +274,8 @@ def make_sprites(
 
     make.make_sprites(
         out, config=SpriteConfig(size=size, sprites=sprites, falling=falling), episodes=episodes,
-        test_episodes=test_episodes, length=length, seed=seed, overwrite=overwrite, progress=_progress("making"),
+        test_episodes=test_episodes, length=length, seed=seed, overwrite=overwrite,
+        progress=_progress("making"),
     )  # fmt: skip
     print(out)
 
@@ -385,47 +288,38 @@ def data() -> None:
     raise ValueError("worldsim data: say what to make: worldsim data make ale | sprites (each has --help).")
 
 
-VERBS = {
-    "data": data, "train": train, "extend": extend, "infill": infill, "loop": loop, "animate": animate,
-    "reconstruct": reconstruct, "demo": demo,
-}  # fmt: skip
-MAKERS = {"ale": make_ale, "sprites": make_sprites}
-
-
-def load_config(path: str | Path) -> TrainConfig:
-    """Execute a config file and call its ``get_config``.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it has no ``get_config`` that returns a TrainConfig.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No config {path}; give a Python file with get_config(), such as configs/pong.py.")
-    spec = importlib.util.spec_from_file_location(f"worldsim_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    config = module.get_config() if hasattr(module, "get_config") else None
-    if not isinstance(config, TrainConfig):
-        raise ValueError(f"{path}: get_config() must return a worldsim.config.TrainConfig; got {type(config).__name__}.")
-    return config
-
-
-def _train_with(args: Sequence[str]) -> Callable[..., None]:
-    """The train verb with the defaults of the config file that the arguments name."""
+def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
+    """The verb ``train``, with the defaults of the config file that the arguments name."""
     path = next((word for word in args if word.endswith(".py")), None)
     defaults = TrainConfig() if path is None else load_config(path)
 
-    def command(
-        config: Annotated[Path, *_positional("A Python file with get_config(); it is executed.")],
+    def train(
+        config: Annotated[Path, *positional("A Python file with get_config(); it is executed.")],
         workdir: Path,
-        overrides: Annotated[TrainConfig, _FLAT] = defaults,
+        overrides: Annotated[TrainConfig, FLAT] = defaults,
         stage: Literal["tokenizer", "dynamics", "all"] = "all",
     ) -> None:
-        train(config, workdir, overrides, stage)
+        """Train a world, or go on training it; every field of the config can be overridden.
 
-    command.__doc__ = train.__doc__
-    return command
+        Example: worldsim train configs/pong.py --workdir runs/pong --tokenizer.steps 2000
+
+        Args:
+          workdir: for checkpoints, logs, samples and, at the end, the world.
+          stage: which to train; dynamics needs a trained tokenizer in the workdir.
+        """
+        from worldsim.train.run import train as run
+
+        del config
+        print(run(overrides, workdir, stage=stage))
+
+    return train
+
+
+VERBS = {
+    "data": data, "train": train_verb(), "extend": extend, "infill": infill, "loop": loop, "animate": animate,
+    "reconstruct": reconstruct, "demo": demo,
+}  # fmt: skip
+MAKERS = {"ale": make_ale, "sprites": make_sprites}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -435,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args[:2] == ["data", "make"]:
             tyro.extras.subcommand_cli_from_dict(dict(MAKERS), prog="worldsim data make", args=args[2:])
         else:
-            verbs = VERBS | ({"train": _train_with(args[1:])} if args[:1] == ["train"] else {})
+            verbs = VERBS | ({"train": train_verb(args[1:])} if args[:1] == ["train"] else {})
             tyro.extras.subcommand_cli_from_dict(dict(verbs), prog="worldsim", args=args)
     except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         note(f"worldsim: {error}")

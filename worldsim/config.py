@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
-
-T = TypeVar("T")
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,22 +231,25 @@ class TokenizerLossConfig:
 
     Attributes:
       charbonnier, haar, temporal, ms_ssim: reconstruction terms.
-      rarity: weight of pixels that differ from the data's median frame, the more the rarer that is at
-        their place; without it small moving things vanish.
+      rarity: weight of the squared error where truth or output differs from the data's median frame;
+        without it small moving things vanish.
       commitment: weight of ``|z - q|^2``.
       continuous: share of samples that the decoder draws from z instead of q.
       soft: share that it draws from the unrounded q, through which the encoder learns where to put
         small things before rounding can hide them.
+      crop: side in pixels of the squares trained on, cut around what differs from the median frame; a
+        multiple of the tokenizer's stride, or 0 for whole frames.
     """
 
     charbonnier: float = 1.0
     haar: float = 0.5
     temporal: float = 0.5
     ms_ssim: float = 0.1
-    rarity: float = 1.0
+    rarity: float = 100.0
     commitment: float = 0.02
-    continuous: float = 0.25
-    soft: float = 0.35
+    continuous: float = 0.1
+    soft: float = 0.2
+    crop: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +317,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         f = self.world.tokenizer.frames_per_chunk
+        crop, stride = self.tokenizer_loss.crop, self.world.tokenizer.stride
+        if crop % stride or not 0 <= crop <= min(self.world.tokenizer.height, self.world.tokenizer.width):
+            raise ValueError(
+                f"TrainConfig: tokenizer_loss.crop {crop}; take a multiple of the stride {stride} up to the "
+                f"frame's shorter side, such as {4 * stride}, or 0 for whole frames."
+            )
         if self.mix.chunks > self.world.dynamics.context + 1:
             raise ValueError(
                 f"TrainConfig: mix.chunks {self.mix.chunks} needs dynamics.context >= "
@@ -337,30 +344,3 @@ class TrainConfig:
                 f"TrainConfig: tokenizer.frames {self.tokenizer.frames} and dynamics.frames "
                 f"{self.dynamics.frames} must divide by frames_per_chunk {f}."
             )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON values."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """Rebuild a config from :func:`to_dict`'s values; unknown or missing keys are named.
-
-    Raises:
-      ValueError: keys that ``kind`` does not have, all at once.
-    """
-    hints = get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise ValueError(f"{kind.__name__}: unknown keys {unknown}; it has {sorted(names)}.")
-
-    def build(hint: Any, value: Any) -> Any:
-        if dataclasses.is_dataclass(hint):
-            return from_dict(hint, value)  # type: ignore[arg-type]
-        if get_origin(hint) is tuple:
-            return tuple(build(get_args(hint)[0], item) for item in value)
-        return value
-
-    return kind(**{name: build(hints[name], value) for name, value in values.items()})

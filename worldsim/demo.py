@@ -30,7 +30,7 @@ def run_demo(
     steps: int = 8,
     temperature: float = 1.0,
     seed: int = 0,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write ``{forward,backward,infill,loop}.mp4``, ``contact_sheet.png`` and ``report.json`` to ``out``.
 
@@ -48,7 +48,7 @@ def run_demo(
     from worldsim.worlds import clips as bundled_clips
 
     began = time.monotonic()
-    out = Path(out)
+    out, note = Path(out), note or (lambda _: None)
     note(f"loading {world}")
     model, clips = World.load(world), bundled_clips(world)
     dials = model.dials(steps, temperature)
@@ -62,7 +62,11 @@ def run_demo(
     for verb, results in made.items():
         frames = [result.clip.frames for result in results]
         truth = None if verb == "loop" else [clip.frames[: len(frames[0])] for clip in clips]
-        write_video(out / f"{verb}.mp4", _mosaic(frames, truth, rounds=3 if verb == "loop" else 1), fps=model.config.fps)
+        write_video(
+            out / f"{verb}.mp4",
+            _mosaic(frames, truth, rounds=3 if verb == "loop" else 1),
+            fps=model.config.fps,
+        )
     sheet = _sheet(made, clips)
     write_video(out / "contact_sheet.png", sheet[None], scale=1)
     report["seconds"] = round(time.monotonic() - began, 2)
@@ -83,7 +87,9 @@ def _requests(model: World) -> dict[str, Callable[[Clip], Any]]:
         "backward": lambda c: extend_request(
             c[NEW:total], NEW, config, direction="backward", actions=actions(c, 0, NEW)
         ),
-        "infill": lambda c: infill_request(c[:KNOWN], c[gap:total], GAP, config, actions=actions(c, KNOWN, gap)),
+        "infill": lambda c: infill_request(
+            c[:KNOWN], c[gap:total], GAP, config, actions=actions(c, KNOWN, gap)
+        ),
         "loop": lambda c: loop_request(c[:KNOWN], NEW, config),
     }
 
@@ -111,7 +117,9 @@ def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str
         }
         for name, (frames, target) in pairs.items():
             rows.setdefault(name, []).append(_capped(frames, target))
-    report: dict[str, Any] = {name: np.mean(values, axis=0).round(3).tolist() for name, values in rows.items()}
+    report: dict[str, Any] = {
+        name: np.mean(values, axis=0).round(3).tolist() for name, values in rows.items()
+    }
     loops = [result.clip.frames for result in made["loop"]]
     real = [clip.frames for clip in clips]
     each = {
@@ -135,7 +143,9 @@ def _mosaic(
     return np.concatenate([whole] * rounds)
 
 
-def _sheet(made: dict[str, list[Generated]], clips: Sequence[Clip], count: int = 2, every: int = 3) -> np.ndarray:
+def _sheet(
+    made: dict[str, list[Generated]], clips: Sequence[Clip], count: int = 2, every: int = 3
+) -> np.ndarray:
     """For the first clips: truth above each verb's answer."""
     rows, labels, known = [], [], []
     for i in range(min(count, len(clips))):
@@ -147,3 +157,19 @@ def _sheet(made: dict[str, list[Generated]], clips: Sequence[Clip], count: int =
             labels.append(f"{i} {verb}")
             known.append(results[i].known)
     return contact_sheet(rows, labels=labels, known=known, every=every)
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The report in a few lines."""
+    lines = [
+        f"{'frames ahead':<18}{'forward':>9}{'copy last':>11}{'backward':>10}{'copy first':>12}   (PSNR, dB)"
+    ]
+    names = ("psnr_forward", "psnr_copy_last", "psnr_backward", "psnr_copy_first")
+    for horizon in (4, 8, 16, 32):
+        values = [sum(report[name][:horizon]) / horizon for name in names]
+        lines.append(
+            f"mean of 1 to {horizon:<6}"
+            + "".join(f"{v:>{w}.2f}" for v, w in zip(values, (9, 11, 10, 12), strict=True))
+        )
+    ratios = (f"{name} {report[f'{name}_ratio']:.2f}" for name in ("seam", "jerk", "motion"))
+    return "\n".join([*lines, f"loops: {', '.join(ratios)};  {report['seconds']:.0f} s"])

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from worldsim.config import ActionConfig, ConditionConfig, from_dict
+from worldsim.config import ActionConfig, ConditionConfig
+from worldsim.plain import from_dict
 
 INFO_FILE, MEDIAN_FILE = "worldsim.json", "median.npy"
 

@@ -74,9 +74,16 @@ def make_sprites(
       progress: called with the split, the frames written and the frames expected.
 
     Raises:
+      ValueError: a length under the fewest frames of a record, or no episodes.
       FileExistsError: ``out`` is there and ``overwrite`` is False.
       ModuleNotFoundError: tensorflow-datasets is missing and ``out`` is a folder.
     """
+    least = RecordConfig().minimum
+    if length < least or min(episodes, test_episodes) < 1:
+        raise ValueError(
+            f"make_sprites: length {length}, episodes {episodes}, test_episodes {test_episodes}; records "
+            f"have {least} frames or more and each split an episode: try --length {max(length, least)}."
+        )
     check_out(Path(out), overwrite)
     half = episodes // 2
     train = itertools.chain(

@@ -74,7 +74,10 @@ class World:
     ) -> World:
         """A world from its config and its parameters by part."""
         dtype = compute_dtype()
-        parts = {name: (split_module(name, config, dtype=dtype)[0], params[name]) for name in ("tokenizer", "dynamics")}
+        parts = {
+            name: (split_module(name, config, dtype=dtype)[0], params[name])
+            for name in ("tokenizer", "dynamics")
+        }
         return World(config, **parts, statistics=statistics or {}, provenance=provenance or {})
 
     @staticmethod
@@ -105,7 +108,7 @@ class World:
         clip: Clip | Generated,
         frames: int,
         *,
-        direction: Direction = "forward",
+        direction: Direction | None = None,
         actions: Actions | None = None,
         steps: int = 8,
         temperature: float = 1.0,
@@ -118,7 +121,8 @@ class World:
             seen), or an earlier result of this verb, which goes on in its own direction and from its own
             state, exactly as if it had been asked for more at first.
           frames: how many to make.
-          direction: ``forward`` or ``backward`` in time; nothing is ever reversed.
+          direction: ``forward`` or ``backward`` in time (no frames are ever reversed); None is forward, or
+            the direction of the earlier result.
           actions: one per new frame, in the order of time: ``actions[i]`` leads to new frame i. What leads
             from the last new frame of a backward extension to the clip is the clip's own first action.
             None lets the world run free.
@@ -130,12 +134,20 @@ class World:
           The whole clip, given frames untouched.
 
         Raises:
-          ValueError: a clip, a number of frames or actions that the world can't take.
+          ValueError: a clip, a number of frames or actions that the world can't take; an earlier result
+            that ran in the other direction.
         """
         dials = self.dials(steps, temperature)
         if isinstance(clip, Generated):
+            if direction not in (None, clip.direction):
+                raise ValueError(
+                    f"extend: direction {direction!r} from a result that ran {clip.direction}; give its "
+                    "clip instead to turn round."
+                )
             return self._go_on(clip, frames, actions, dials)
-        request = requests.extend_request(clip, frames, self.config, direction=direction, actions=actions)
+        request = requests.extend_request(
+            clip, frames, self.config, direction=direction or "forward", actions=actions
+        )
         return self.run([request], dials, keys=_keys(key))[0]
 
     def infill(
@@ -151,8 +163,8 @@ class World:
     ) -> Generated:
         """Make the frames between two clips; with nothing after, this is :meth:`extend`.
 
-        Of ``after``, the nearest ``config.dynamics.pinned`` chunks are seen. ``actions`` are one per new frame;
-        what leads to the first frame after is its own first action. The rest is as in :meth:`extend`.
+        Of ``after``, the nearest ``config.dynamics.pinned`` chunks are seen. ``actions`` are one per new
+        frame; what leads to the first frame after is its own first action. The rest is as in :meth:`extend`.
         """
         request = requests.infill_request(before, after, frames, self.config, actions=actions)
         return self.run([request], self.dials(steps, temperature), keys=_keys(key))[0]
@@ -223,13 +235,16 @@ class World:
         Raises:
           ValueError: plans that differ.
         """
-        plan = batch[0].plan
-        if any(len(r.plan) != len(plan) or (r.plan.times != plan.times).any() for r in batch):
-            raise ValueError("run: the requests have different plans; give clips and frames of equal numbers.")
+        plan, sources = batch[0].plan, batch[0].sources
+        if any(not _same(r, batch[0]) for r in batch):
+            raise ValueError(
+                "run: the requests have different plans; give clips and frames of equal numbers."
+            )
         f = self.config.tokenizer.frames_per_chunk
         seen = tokenize(*self.tokenizer, np.stack([r.frames for r in batch]), frames_per_chunk=f)
-        codes = np.where((batch[0].sources >= 0)[None, :, None, None], seen[:, batch[0].sources], 0)
-        actions = None if batch[0].actions is None else np.stack([r.actions for r in batch])  # type: ignore[misc]
+        codes = np.where((sources >= 0)[None, :, None, None], seen[:, sources], 0)
+        rows = [r.actions for r in batch if r.actions is not None]
+        actions = np.stack(rows) if rows else None
         state = rollout.start(*self.dynamics, keys=keys)
         state, codes = rollout.run(*self.dynamics, state, plan, codes=codes, actions=actions, dials=dials)
         new = np.flatnonzero(~plan.known)
@@ -244,23 +259,29 @@ class World:
         """The given frames around the new ones, with all actions."""
         rows = request.actions
         order = np.argsort(request.plan.times[~request.plan.known])
-        fresh = None if rows is None else rows[~request.plan.known][order].reshape(len(frames), *rows.shape[2:])
+        fresh = (
+            None if rows is None else rows[~request.plan.known][order].reshape(len(frames), *rows.shape[2:])
+        )
         parts = [part for part in (request.before, Clip(frames, fresh), request.after) if part is not None]
         known = np.concatenate([np.full(len(part), part.frames is not frames) for part in parts])
         return Generated(self._join(parts), known, codes, state, times, request.direction)
 
     def _join(self, parts: Sequence[Clip]) -> Clip:
         fps = next((part.fps for part in parts if part.fps), self.config.fps)
-        actions = None
-        if self.config.dynamics.action.kind != "none":
-            null = [requests.null_actions(len(part), self.config) for part in parts]
-            actions = np.concatenate([n if p.actions is None else p.actions for p, n in zip(parts, null, strict=True)])
+        said = [
+            requests.null_actions(len(part), self.config) if part.actions is None else part.actions
+            for part in parts
+        ]
+        rows = [row for row in said if row is not None]
+        actions = np.concatenate(rows) if len(rows) == len(parts) else None
         return Clip(np.concatenate([part.frames for part in parts]), actions, fps=fps)
 
     def _go_on(self, done: Generated, frames: int, actions: Actions | None, dials: Dials) -> Generated:
         """More of an extension, from its kept state."""
         if done.direction is None:
-            raise ValueError("extend: only an extension can go on from its state; give the clip itself instead.")
+            raise ValueError(
+                "extend: only an extension can go on from its state; give the clip itself instead."
+            )
         check_actions(actions, self.config, frames=frames, verb="extend")
         f, new = self.config.tokenizer.frames_per_chunk, chunk_count(frames, self.config, verb="extend")
         onward = done.direction == "forward"
@@ -276,7 +297,8 @@ class World:
         )  # fmt: skip
         request = Request(
             plan, np.zeros((0, *done.clip.frames.shape[1:]), np.uint8), np.full(new, -1), rows,
-            before=done.clip if onward else None, after=None if onward else done.clip, direction=done.direction,
+            before=done.clip if onward else None, after=None if onward else done.clip,
+            direction=done.direction,
         )  # fmt: skip
         order = slice(None) if onward else slice(None, None, -1)
         drawn = codes[:, order]
@@ -286,6 +308,18 @@ class World:
         return dataclasses.replace(
             out, known=np.concatenate(known), times=np.concatenate(times), codes=np.concatenate(both)
         )
+
+
+def _same(one: Request, other: Request) -> bool:
+    """Whether two requests can be carried out as one batch."""
+    pairs = (
+        (one.plan.times, other.plan.times),
+        (one.plan.known, other.plan.known),
+        (one.plan.pinned, other.plan.pinned),
+        (one.sources, other.sources),
+    )
+    equal = all(np.array_equal(a, b) for a, b in pairs)
+    return equal and (one.actions is None) == (other.actions is None)
 
 
 def _keys(key: jax.Array | None) -> jax.Array:

@@ -49,4 +49,3 @@ def tokenize(
         padded = np.pad(piece, ((0, 0), (0, block - piece.shape[1]), (0, 0), (0, 0), (0, 0)), mode="edge")
         parts.append((_encode(graph, params, padded), piece.shape[1] // frames_per_chunk))
     return np.concatenate([np.asarray(codes)[:, :count] for codes, count in parts], axis=1)
-

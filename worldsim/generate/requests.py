@@ -151,6 +151,7 @@ def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actio
         first = null_actions(1, config) if actions is None else np.asarray(actions)[:1]
         given = given.copy()
         given[0, 0] = first[0]  # type: ignore[index]
+        opening = dataclasses.replace(opening, actions=given.reshape(pins * f, *given.shape[2:]))
     start = np.arange(pins)
     return Request(
         plan=make_plan(

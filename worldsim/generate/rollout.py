@@ -80,7 +80,7 @@ def chunk_keys(keys: Array, time: Float[Array, ""]) -> Array:
 
 def _row(rows: Rows, i: Int[Array, ""]) -> Rows:
     """One row of a block, as a block of one."""
-    along = lambda axis: lambda a: jax.lax.dynamic_slice_in_dim(a, i, 1, axis)  # noqa: E731
+    along = lambda axis: lambda a: jax.lax.dynamic_slice_in_dim(a, i, 1, axis)
     return Rows(
         codes=along(1)(rows.codes),
         times=along(0)(rows.times),
@@ -92,7 +92,9 @@ def _row(rows: Rows, i: Int[Array, ""]) -> Rows:
     )
 
 
-def draw_chunk(model: Dynamics, row: Rows, cache: KVCache, keys: Array, dials: Dials) -> Int[Array, "b 1 h w"]:
+def draw_chunk(
+    model: Dynamics, row: Rows, cache: KVCache, keys: Array, dials: Dials
+) -> Int[Array, "b 1 h w"]:
     """Draw one chunk's codes in ``dials.steps`` masked passes; the cache stays as it is."""
     b, _, h, w = row.codes.shape
     query = row.chunks(stream=QUERY)
@@ -189,6 +191,10 @@ def run(
     for index, block in drawn:  # read back only after every block is dispatched
         out[:, index] = np.asarray(block)[:, : len(index)]
     state = RolloutState(
-        cache, state.keys, state.next_order + len(plan), int(ring[-1]) + 1 if len(plan) else state.ring, pinned
+        cache,
+        state.keys,
+        state.next_order + len(plan),
+        int(ring[-1]) + 1 if len(plan) else state.ring,
+        pinned,
     )
     return state, out

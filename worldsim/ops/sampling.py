@@ -12,13 +12,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 def masked_after(step: Int[Array, ""], steps: Int[Array, ""], tokens: int) -> Int[Array, ""]:
-    """Codes still masked after pass ``step`` of ``steps`` (0-based); 0 after the last.
+    """Codes still masked after pass ``step`` of ``steps`` (0-based); 0 after the last, one fewer at least
+    after each (``steps <= tokens``).
 
     A quadratic fall: the first passes reveal what is certain, the last ones few codes each, so that
     codes which depend on one another are seldom drawn in the same pass.
     """
     left = 1.0 - (step + 1) / steps
-    return jnp.floor(tokens * left * left).astype(jnp.int32)
+    falling = jnp.floor(tokens * left * left).astype(jnp.int32)
+    return jnp.maximum(falling, jnp.asarray(steps - 1 - step, jnp.int32))
 
 
 def sample_codes(

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from worldsim.checkpoint import check_params, nested
-from worldsim.config import TrainConfig, to_dict
+from worldsim.config import TrainConfig
 from worldsim.parallel.sharding import by_path, path_of
+from worldsim.plain import to_dict
 
 FREE = ("steps", "log_every", "save_every", "sample_every")
 """Fields of a stage's config that may change when a run goes on."""

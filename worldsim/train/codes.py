@@ -28,6 +28,15 @@ def params_hash(params: Any) -> str:
     return digest.hexdigest()
 
 
+def _source_hash(source: Source) -> str:
+    """sha256 of the records' lengths and of the whole first and last record."""
+    digest = hashlib.sha256(np.asarray(source.lengths, np.int64).tobytes())
+    for i in (0, len(source) - 1):
+        for name, array in sorted(source[i].items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def make_encoder(config: WorldConfig, params: Any) -> Callable[[np.ndarray], np.ndarray]:
     """A function from uint8 frames ``[t h w c]`` of any length to codes ``[p h w]``."""
     graph, _ = split_module("tokenizer", config)
@@ -58,8 +67,8 @@ def encode_source(
 ) -> ArraySource:
     """The source with codes in place of frames, kept at ``path`` for the next start.
 
-    The file carries the hash of the tokenizer's weights and is made anew when they change. About one
-    per cent of the frames' size: it stays in memory.
+    The file carries hashes of the tokenizer's weights and of the source, and is made anew when either
+    changes. About one per cent of the frames' size: it stays in memory.
 
     Args:
       source: records with ``frames`` and per-frame arrays beside them.
@@ -71,11 +80,11 @@ def encode_source(
     Returns:
       Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``: one row a chunk.
     """
-    mark = params_hash(params)
+    mark = f"{params_hash(params)} {_source_hash(source)}"
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
-            if str(stored["tokenizer"]) == mark and len(stored["lengths"]) == len(source):
-                return ArraySource({n: stored[n] for n in stored if n != "tokenizer"}, keys=None)
+            if str(stored["made_from"]) == mark:
+                return ArraySource({n: stored[n] for n in stored if n != "made_from"}, keys=None)
     encode = make_encoder(config, params)
     f = config.tokenizer.frames_per_chunk
     lengths = np.asarray(source.lengths) // f
@@ -96,7 +105,7 @@ def encode_source(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        arrays: dict[str, Any] = {"tokenizer": np.asarray(mark), **columns}
+        arrays: dict[str, Any] = {"made_from": np.asarray(mark), **columns}
         np.savez_compressed(file, **arrays)
     part.replace(path)
     return ArraySource(columns, keys=None)

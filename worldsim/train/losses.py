@@ -16,6 +16,7 @@ from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.models.tokenizer import Tokenizer
 from worldsim.ops import haar, quantize
 from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.train.crops import unusual
 
 
 def _gaussian(size: int, *, sigma: float = 1.5, radius: int = 3) -> np.ndarray:
@@ -57,24 +58,10 @@ def ms_ssim(x: Float[Array, "n h w c"], y: Float[Array, "n h w c"], *, scales: i
     return jnp.mean(score)
 
 
-def unusual(frames: Float[Array, "*t h w c"], median: Float[Array, "h w c"]) -> Float[Array, "*t h w"]:
-    """How far each pixel is from the data's median frame: 0 where it is the same, 1 where it is far."""
-    return jnp.clip(4.0 * jnp.abs(frames - median).max(-1), 0.0, 1.0)
-
-
-def rarity_map(frames: Float[Array, "t h w c"], median: Float[Array, "h w c"]) -> Float[Array, "h w"]:
-    """What an unusual pixel weighs at each place: the inverse of how often there is one, at most 100.
-
-    So a ball that may be anywhere outweighs a paddle that keeps to its column.
-    """
-    return 1.0 / (unusual(frames, median).mean(0) + 0.01)
-
-
 def tokenizer_loss(
     model: Tokenizer,
     frames: Float[Array, "b t h w c"],
-    median: Float[Array, "h w c"],
-    rarity: Float[Array, "h w"],
+    median: Float[Array, "#b 1 h w c"],
     key: Array,
     *,
     weights: TokenizerLossConfig,
@@ -85,7 +72,6 @@ def tokenizer_loss(
       model: the tokenizer.
       frames: clips.
       median: the data's median frame, in [-1, 1]; pixels far from it, in truth or by mistake, weigh more.
-      rarity: how much more, see :func:`rarity_map`.
       key: draws which clips are decoded from z, and which from the unrounded q, instead of q.
       weights: of the terms.
 
@@ -98,12 +84,12 @@ def tokenizer_loss(
     latents = jnp.where(kind < weights.soft, model.quantizer.soften(z), q)
     output = model.decode(jnp.where(kind > 1 - weights.continuous, z, latents))
     error = jnp.sqrt((output - frames) ** 2 + 1e-6)
-    rare = jnp.maximum(unusual(frames, median), unusual(jax.lax.stop_gradient(output), median)) * rarity
+    rare = jnp.maximum(unusual(frames, median), unusual(jax.lax.stop_gradient(output), median))
     images, drawn = (rearrange(x, "b t h w c -> (b t) h w c") for x in (frames, output))
     bands = haar.fold_chunks((drawn - images)[:, None], spatial=2, temporal=0)
     terms = {
         "charbonnier": error.mean(),
-        "rarity": (rare[..., None] * error).mean(),
+        "rarity": (rare[..., None] * jnp.square(output - frames)).mean(),
         "haar": jnp.abs(bands).mean(),
         "commitment": ((z - jax.lax.stop_gradient(q)) ** 2).mean(),
     }

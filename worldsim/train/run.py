@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from worldsim.checkpoint import save_world
-from worldsim.config import TrainConfig, to_dict
+from worldsim.config import TrainConfig
 from worldsim.data.info import DataInfo
 from worldsim.data.source import open_source, read_info
 from worldsim.models.world import fill_params
+from worldsim.plain import to_dict
 from worldsim.train.checkpoints import load_checkpoint
 from worldsim.train.codes import encode_source, params_hash
 from worldsim.train.loop import train_stage

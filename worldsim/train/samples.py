@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def tokenizer_samples(config: TrainConfig, source: Source) -> Writer:
 
 
 def dynamics_samples(config: TrainConfig, source: Source, tokenizer: Any) -> Writer:
-    """A writer of rollouts: forward from four frames, truth above model, as sheet and video."""
+    """A writer of rollouts from four chunks, truth above model: a sheet and (with mediapy) a video."""
     from worldsim.generate.extend import World
     from worldsim.types import Clip
 
@@ -74,6 +75,7 @@ def dynamics_samples(config: TrainConfig, source: Source, tokenizer: Any) -> Wri
         both = np.concatenate(
             [np.concatenate(rows[0::2], axis=2), np.concatenate(rows[1::2], axis=2)], axis=1
         )
-        write_video(folder / f"{step:07d}.mp4", both, fps=config.world.fps)
+        if find_spec("mediapy") and find_spec("imageio_ffmpeg"):
+            write_video(folder / f"{step:07d}.mp4", both, fps=config.world.fps)
 
     return write

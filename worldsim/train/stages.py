@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,8 @@ from worldsim.data.source import Source
 from worldsim.models.tokenizer import to_float
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.mesh import compute_dtype
-from worldsim.train.losses import dynamics_loss, rarity_map, tokenizer_loss
+from worldsim.train.crops import crop_batch, crop_median, rarity_map
+from worldsim.train.losses import dynamics_loss, tokenizer_loss
 from worldsim.train.plans import sample_plan
 from worldsim.train.state import Batch, Stage
 
@@ -41,19 +43,28 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
         threads=config.data.threads,
     )
 
+    weights, stride = config.tokenizer_loss, config.world.tokenizer.stride
+    rarity = rarity_map(_some_frames(source) / 127.5, median / 127.5) if weights.crop else np.ones(())
+
+    def batches(start: int) -> Iterator[Batch]:
+        with contextlib.closing(loader.iterate(start)) as clips:
+            for step, clip in enumerate(clips, start):
+                seed = (config.seed, step)
+                yield crop_batch(clip, median, rarity, size=weights.crop, stride=stride, seed=seed)
+
     def loss(params, frozen, batch, key, step):
         del step
         frames = to_float(batch["frames"])
-        model = nnx.merge(graph, params)
-        return tokenizer_loss(model, frames, *frozen, key, weights=config.tokenizer_loss)
+        under = crop_median(frozen, batch["corner"], frames.shape[2:])
+        return tokenizer_loss(nnx.merge(graph, params), frames, under, key, weights=weights)
 
     return Stage(
         name="tokenizer",
         config=config.tokenizer,
         init=lambda key: init_params("tokenizer", config.world, key),
         loss=loss,
-        batches=loader.iterate,
-        frozen=(to_float(median), rarity_map(to_float(_some_frames(source)), to_float(median))),
+        batches=batches,
+        frozen=to_float(median),
         samples=samples,
     )
 
@@ -87,12 +98,9 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
     )
 
     def batches(start: int) -> Iterator[Batch]:
-        clips = loader.iterate(start)
-        try:
+        with contextlib.closing(loader.iterate(start)) as clips:
             for step, clip in enumerate(clips, start):
                 yield plan_batch(clip, config, step=step)
-        finally:
-            clips.close()
 
     def loss(params, frozen, batch, key, step):
         del frozen, step

@@ -1,0 +1,125 @@
+"""What the verbs of the command line share: inputs, outputs, sampling, and config files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from worldsim.config import TrainConfig
+
+FLAT = tyro.conf.arg(name="")
+WORLD = "A world's folder, or the name of a bundled one."
+INPUT = "A .mp4 .gif .webm .npz or picture file, or NAME:I for clip I bundled with world NAME."
+
+
+def positional(text: str) -> tuple[Any, Any]:
+    """A positional argument with its help."""
+    return tyro.conf.Positional, tyro.conf.arg(help=text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How chunks are drawn.
+
+    Attributes:
+      steps: masked passes per chunk; more is slower and better.
+      temperature: 0 takes the likeliest codes and ignores the seed.
+      seed: of all randomness.
+    """
+
+    steps: int = 8
+    temperature: float = 1.0
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """As the verbs of a world take them."""
+        import jax
+
+        return {"steps": self.steps, "temperature": self.temperature, "key": jax.random.key(self.seed)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What becomes of the result.
+
+    Attributes:
+      out: .mp4 .gif .webm to look at, .png for a contact sheet, .npz for frames and actions as they are.
+      resize: bring frames of another size to the world's (padded, not stretched).
+      json: print what was made, with scores, as JSON on stdout.
+    """
+
+    out: Path
+    resize: bool = False
+    json: bool = False
+
+
+def read_input(text: str, world: Any, *, resize: bool) -> Any:
+    """A clip from a file or, as ``NAME:I``, from those bundled with a world."""
+    from worldsim.checkpoint import bundled_worlds
+    from worldsim.data.video import read_video, resize_clip
+    from worldsim.worlds import clips
+
+    name, _, index = text.partition(":")
+    if name in bundled_worlds() and index.isdigit():
+        found = clips(name)
+        if int(index) >= len(found):
+            raise ValueError(
+                f"{text}: {name} has {len(found)} clips; take {name}:0 to {name}:{len(found) - 1}."
+            )
+        clip = found[int(index)]
+    else:
+        clip = read_video(text)
+    tokenizer = world.config.tokenizer
+    return resize_clip(clip, tokenizer.height, tokenizer.width) if resize else clip
+
+
+def read_actions(text: str | None, world: Any) -> Any:
+    """Actions from an ``.npy`` file, or written out: ``right,right,noop`` or ``2,2,0``.
+
+    Raises:
+      ValueError: a name that the world doesn't have; its names are listed.
+    """
+    import numpy as np
+
+    if text is None:
+        return None
+    if text.endswith(".npy"):
+        return np.load(text, allow_pickle=False)
+    names, rows = world.config.dynamics.action.names, []
+    for word in (part.strip() for part in text.split(",")):
+        if word.lstrip("-").isdigit():
+            rows.append(int(word))
+        elif word in names:
+            rows.append(names.index(word))
+        else:
+            raise ValueError(
+                f"--actions: no action {word!r}; the world has {', '.join(names) or 'numbers only'}."
+            )
+    return np.asarray(rows, np.int32)
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Execute a config file and call its ``get_config``.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it has no ``get_config`` that returns a TrainConfig.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No config {path}; give a Python file with get_config(), such as configs/pong.py."
+        )
+    spec = importlib.util.spec_from_file_location(f"worldsim_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"{path}: get_config() must return a worldsim.config.TrainConfig; got {type(config).__name__}."
+        )
+    return config
