@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "worldsim"
 
 ROWS = {
-    **dict.fromkeys(("types", "config", "plain", "plan"), 1),
+    **dict.fromkeys(("types", "config", "plain", "plan", "progress"), 1),
     **dict.fromkeys(("ops", "parallel"), 2),
     "models": 3,
     **dict.fromkeys(("data", "checkpoint"), 4),

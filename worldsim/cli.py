@@ -218,29 +218,9 @@ def make_ale(
     folder = out or Path("data") / game
     make.make_ale(
         folder, config=ale.AleConfig(game=game), frames=frames, test_frames=test_frames, seed=seed,
-        overwrite=overwrite, progress=_progress("recording"),
+        overwrite=overwrite, progress=Counter("recording"),
     )  # fmt: skip
     print(folder)
-
-
-def _progress(what: str) -> Callable[..., None]:
-    """A counter on stderr: one line that changes on a terminal, a line per tenth elsewhere."""
-    last = [-1]
-
-    def tell(split: str, done: int, total: int) -> None:
-        tenth = 10 * done // max(1, total)
-        if sys.stderr.isatty():
-            print(
-                f"\r{what} {split}: {done}/{total}",
-                end="\n" if done >= total else "",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif tenth != last[0]:
-            note(f"{what} {split}: {done}/{total}")
-        last[0] = tenth
-
-    return tell
 
 
 def make_sprites(
@@ -275,7 +255,7 @@ def make_sprites(
     make.make_sprites(
         out, config=SpriteConfig(size=size, sprites=sprites, falling=falling), episodes=episodes,
         test_episodes=test_episodes, length=length, seed=seed, overwrite=overwrite,
-        progress=_progress("making"),
+        progress=Counter("making"),
     )  # fmt: skip
     print(out)
 

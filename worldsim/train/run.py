@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from worldsim.data.info import DataInfo
 from worldsim.data.source import open_source, read_info
 from worldsim.models.world import fill_params
 from worldsim.plain import to_dict
+from worldsim.progress import Counter
 from worldsim.train.checkpoints import load_checkpoint
 from worldsim.train.codes import encode_source, params_hash
 from worldsim.train.loop import train_stage
@@ -88,7 +90,9 @@ def train(
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
     source = open_source(path, split, keys=keys, cache=0)
-    codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz")
+    count = partial(Counter("encoding"), split)
+    stored = workdir / "codes" / f"{split}.npz"
+    codes = encode_source(source, config.world, tokenizer, stored, progress=count)
     held_out = open_source(path, config.data.eval_split, keys=keys)
     samples = dynamics_samples(config, held_out, tokenizer)
     state = train_stage(dynamics_stage(config, codes, samples=samples), workdir, **run)
