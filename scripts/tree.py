@@ -7,18 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- tree -->\n", "<!-- /tree -->"
 TOP = ("types.py", "config.py", "plain.py", "plan.py", "progress.py", "ops", "parallel", "models", "data")
-    "types.py",
-    "config.py",
-    "plain.py",
-    "plan.py",
-    "progress.py",
-    "ops",
-    "parallel",
-    "models",
-    "data",
-    "checkpoint.py",
-)
-TOP += ("checkpoint.py", "generate", "envs.py", "train", "cli.py", "options.py", "demo.py", "bench.py", "play", "worlds")
+TOP += ("checkpoint.py", "generate", "envs.py", "train", "cli.py", "options.py", "demo.py", "bench.py")
+TOP += ("play", "worlds")
 
 
 def caption(path: Path) -> str:

@@ -23,6 +23,7 @@ from worldsim.options import (
     read_actions,
     read_input,
 )
+from worldsim.progress import Counter
 
 
 def note(text: str) -> None:
