@@ -16,6 +16,7 @@ from worldsim.options import (
     FLAT,
     INPUT,
     WORLD,
+    Making,
     Output,
     Sampling,
     load_config,
@@ -199,8 +200,7 @@ def make_ale(
     out: Path | None = None,
     frames: int = 100_000,
     test_frames: int = 10_000,
-    seed: int = 0,
-    overwrite: bool = False,
+    making: Annotated[Making, FLAT] = Making(),
 ) -> None:
     """Play an Atari game and record it (extra: atari).
 
@@ -211,15 +211,13 @@ def make_ale(
       out: folder of the dataset; data/GAME by default.
       frames: of the training split.
       test_frames: of the held-out split, played with other seeds and another mix of policies.
-      seed: of everything.
-      overwrite: replace what is in the folder.
     """
     from worldsim.data import ale, make
 
     folder = out or Path("data") / game
     make.make_ale(
-        folder, config=ale.AleConfig(game=game), frames=frames, test_frames=test_frames, seed=seed,
-        overwrite=overwrite, progress=Counter("recording"),
+        folder, config=ale.AleConfig(game=game), frames=frames, test_frames=test_frames, seed=making.seed,
+        overwrite=making.overwrite, progress=Counter("recording"),
     )  # fmt: skip
     print(folder)
 
@@ -232,8 +230,7 @@ def make_sprites(
     episodes: int = 1000,
     test_episodes: int = 100,
     length: int = 64,
-    seed: int = 0,
-    overwrite: bool = False,
+    making: Annotated[Making, FLAT] = Making(),
 ) -> None:
     """Make the toy world of sprites, with its true state in every frame.
 
@@ -247,15 +244,13 @@ def make_sprites(
       episodes: in the training split.
       test_episodes: in the held-out split.
       length: frames per episode.
-      seed: of everything.
-      overwrite: replace what is in the folder.
     """
     from worldsim.data import make
     from worldsim.data.sprites import SpriteConfig
 
     make.make_sprites(
         out, config=SpriteConfig(size=size, sprites=sprites, falling=falling), episodes=episodes,
-        test_episodes=test_episodes, length=length, seed=seed, overwrite=overwrite,
+        test_episodes=test_episodes, length=length, seed=making.seed, overwrite=making.overwrite,
         progress=Counter("making"),
     )  # fmt: skip
     print(out)

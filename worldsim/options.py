@@ -57,6 +57,19 @@ class Output:
     json: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """How a dataset is made.
+
+    Attributes:
+      seed: of everything.
+      overwrite: replace what is in the folder.
+    """
+
+    seed: int = 0
+    overwrite: bool = False
+
+
 def read_input(text: str, world: Any, *, resize: bool) -> Any:
     """A clip from a file or, as ``NAME:I``, from those bundled with a world."""
     from worldsim.checkpoint import bundled_worlds
