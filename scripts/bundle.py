@@ -1,0 +1,123 @@
+"""Put a trained world into the package: weights, held-out clips, training log, scores; and tell the README.
+
+    python scripts/bundle.py runs/pong --data data/pong --name pong
+
+The clips are ``CLIPS`` pieces of ``KNOWN + NEW`` frames from the middle of evenly spaced held-out records:
+a rule, not a choice.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import worldsim
+from worldsim.checkpoint import load_world, save_world
+from worldsim.data.episode import Episode
+from worldsim.data.source import open_source
+from worldsim.demo import KNOWN, NEW, run_demo
+from worldsim.ops.scores import PSNR_CAP, psnr
+from worldsim.worlds import clips
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIPS, LIMIT = 8, 16 * 2**20
+HORIZONS = (4, 8, 16, 32)
+START, END = "<!-- scores -->\n", "<!-- /scores -->"
+
+
+def held_out(data: str, *, fps: float) -> dict[str, np.ndarray]:
+    """What ``clips.npz`` holds: ``frames [n t h w c]``, ``actions [n t]``, ``fps`` and ``records [n]``."""
+    source, length = open_source(data, "test", keys=("frames", "actions")), KNOWN + NEW
+    long = np.flatnonzero(np.asarray(source.lengths) >= length)
+    if len(long) < CLIPS:
+        raise SystemExit(f"{data}: {len(long)} held-out records of {length} frames; {CLIPS} are needed.")
+    records = long[np.linspace(0, len(long) - 1, CLIPS).round().astype(int)]
+    parts = []
+    for i in records:
+        start = (int(source.lengths[i]) - length) // 2
+        parts.append({name: array[start : start + length] for name, array in source[int(i)].items()})
+    arrays = {name: np.stack([part[name] for part in parts]) for name in ("frames", "actions")}
+    return arrays | {"fps": np.float32(fps), "records": records}
+
+
+def tokenizer_psnr(name: str) -> float:
+    """Mean PSNR of the bundled clips through the tokenizer: the ceiling of everything generated."""
+    world = worldsim.load(name)
+    rows = [psnr(world.reconstruct(clip).frames, clip.frames, cap=PSNR_CAP) for clip in clips(name)]
+    return round(float(np.mean(rows)), 3)
+
+
+def scores_of(report: dict, ceiling: float) -> dict:
+    """What the provenance keeps of a demo's report: ratios, and means over the first frames."""
+    kept = {
+        name: {str(h): round(float(np.mean(values[:h])), 2) for h in HORIZONS if h <= len(values)}
+        for name, values in report.items()
+        if name.startswith("psnr_")
+    }
+    ratios = {name: report[name] for name in ("seam_ratio", "jerk_ratio", "motion_ratio")}
+    return {"clips": report["clips"], "psnr_tokenizer": ceiling, **kept, **ratios}
+
+
+def table(name: str, scores: dict) -> str:
+    """The scores as the README shows them."""
+    rows = [
+        ("forward", "psnr_forward", "copy the last frame", "psnr_copy_last"),
+        ("backward", "psnr_backward", "copy the first frame", "psnr_copy_first"),
+        ("infill (gap of 16)", "psnr_infill", "copy the nearest frame", "psnr_copy_nearest"),
+    ]
+    lines = [
+        f"`{name}` on its {scores['clips']} held-out clips: {KNOWN} frames known, the true actions given.",
+        "Mean PSNR over the first n frames in dB, at most 50 a frame; the tokenizer alone reaches "
+        f"{scores['psnr_tokenizer']:.1f}.",
+        "",
+        "| frames | " + " | ".join(str(h) for h in HORIZONS) + " |",
+        "|---|" + "---|" * len(HORIZONS),
+    ]
+    for title, mine, other, baseline in rows:
+        for label, key in ((f"**{title}**", mine), (other, baseline)):
+            cells = [f"{scores[key][str(h)]:.1f}" if str(h) in scores[key] else "" for h in HORIZONS]
+            lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    ratios = ", ".join(f"{r} {scores[f'{r}_ratio']:.2f}" for r in ("seam", "jerk", "motion"))
+    lines += ["", f"Loops of {NEW} frames against real play (1 is alike): {ratios}.", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Bundle, score and write the README's table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--name", required=True)
+    args = parser.parse_args()
+    config, params, statistics, provenance = load_world(args.workdir / "world")
+    folder = ROOT / "worldsim" / "worlds" / args.name
+    store = {"config": config, "params": params, "statistics": statistics, "dtype": "bfloat16"}
+    save_world(folder, provenance=provenance, **store)
+    arrays = held_out(args.data, fps=config.fps)
+    np.savez_compressed(folder / "clips.npz", **arrays)
+    for stage in ("tokenizer", "dynamics"):
+        shutil.copy(args.workdir / stage / "metrics.jsonl", folder / f"{stage}.jsonl")
+    with tempfile.TemporaryDirectory() as out:
+        report = run_demo(out, world=args.name)
+    scores = scores_of(report, tokenizer_psnr(args.name))
+    hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]
+    provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}, "scores": scores}
+    save_world(folder, provenance=provenance, **store)
+    readme = ROOT / "README.md"
+    text = readme.read_text("utf-8")
+    before, after = text.index(START) + len(START), text.index(END)
+    readme.write_text(text[:before] + table(args.name, scores) + text[after:], "utf-8")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    if size > LIMIT:
+        raise SystemExit(
+            f"{folder}: {size / 2**20:.1f} MiB; a bundled world stays under {LIMIT / 2**20:.0f}."
+        )
+    print(json.dumps(scores, indent=1))
+    print(f"{folder}: {size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
