@@ -29,7 +29,7 @@ def get_config() -> TrainConfig:
         world=WorldConfig(
             tokenizer=TokenizerConfig(height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2),
             dynamics=DynamicsConfig(
-                width=256, layers=4, heads=8, mlp=1024, patch=2, action=ActionConfig("discrete", 6, ACTIONS)
+                width=192, layers=4, heads=6, mlp=768, patch=2, action=ActionConfig("discrete", 6, ACTIONS)
             ),
             fps=15.0,
         ),
@@ -53,5 +53,5 @@ def get_config() -> TrainConfig:
             sample_every=400,
         ),
         tokenizer_loss=TokenizerLossConfig(crop=32),
-        mix=MixConfig(chunks=16, queries=8),
+        mix=MixConfig(chunks=16, queries=11, forward=0.45, backward=0.20),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from functools import partial
 
@@ -118,6 +119,22 @@ def test_encoding_does_not_depend_on_place_or_company():
     whole = encode(frames[None])[0]
     np.testing.assert_allclose(encode(frames[None, 4:6])[0, 0], whole[2], atol=1e-5)
     np.testing.assert_allclose(encode(frames.reshape(4, 2, 16, 16, 3))[:, 0], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell_local", [True, False])
+def test_encoding_is_local_to_the_pixels_of_a_code(cell_local):
+    """Change one code's pixels: its latent changes, and without ``cell_local`` its neighbours' too."""
+    world = tiny.config()
+    world = dataclasses.replace(world, tokenizer=dataclasses.replace(world.tokenizer, cell_local=cell_local))
+    model = tiny.model("tokenizer", world)
+    frames = to_float(tiny.make_clip(1).frames)[None]
+    encode = jax.jit(model.encode)
+    for row, column in itertools.product((0, 1), (0, 1)):
+        cell = (slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+        moved = (encode(frames) != encode(frames.at[0, 0, *cell].multiply(-1))).any(-1)[0, 0]
+        expected = np.zeros((2, 2), bool)
+        expected[row, column] = True
+        np.testing.assert_array_equal(moved, expected if cell_local else True)
 
 
 def test_quantized_vectors_are_what_lookup_gives():

@@ -58,6 +58,8 @@ class TokenizerConfig:
       widths: channels per stage; each stage after the first halves the grid once more, so the
         spatial stride is ``2 ** (haar_levels + len(widths) - 1)``.
       blocks: residual blocks per stage.
+      cell_local: the encoder sees the pixels of each code alone, so that a small thing changes one or two
+        codes and leaves their neighbours as they are; the decoder always sees neighbours.
       latent: unbounded latent channels (z and q live there).
       levels: FSQ levels per digit; the codebook has their product.
     """
@@ -69,6 +71,7 @@ class TokenizerConfig:
     haar_levels: int = 2
     widths: tuple[int, ...] = (96, 128)
     blocks: int = 2
+    cell_local: bool = True
     latent: int = 8
     levels: tuple[int, ...] = (8, 5, 5, 5)
 

@@ -18,6 +18,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs, dtype=None):
         widths = config.widths
+        self.cell = 2 ** (len(widths) - 1) if config.cell_local else 0
         bands = config.channels * config.frames_per_chunk * 4**config.haar_levels
         self.stem = nnx.Linear(bands, widths[0], rngs=rngs, dtype=dtype)
         self.stages = nnx.List(
@@ -36,13 +37,20 @@ class Encoder(nnx.Module):
         self.out = nnx.Linear(widths[-1], config.latent, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 z"]:
+        height, width = x.shape[1:3]
+        if self.cell:  # the bands of one code as a picture of its own
+            x = rearrange(x, "n (h i) (w j) d -> (n h w) i j d", i=self.cell, j=self.cell)
         x = self.stem(x)
         for i, blocks in enumerate(self.stages):
             if i:
                 x = self.downs[i - 1](rearrange(x, "n (h i) (w j) d -> n h w (i j d)", i=2, j=2))
             for block in blocks:
                 x = block(x)
-        return self.out(self.norm(x)).astype(jnp.float32)
+        z = self.out(self.norm(x)).astype(jnp.float32)
+        if self.cell:
+            shape = {"h": height // self.cell, "w": width // self.cell}
+            z = rearrange(z, "(n h w) 1 1 z -> n h w z", **shape)
+        return z
 
 
 class Decoder(nnx.Module):
