@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 
+import worldsim
 from worldsim import checkpoint
-from worldsim.checkpoint import check_params, load_world, resolve_world, save_world
+from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import ActionConfig, DynamicsConfig, TokenizerConfig, WorldConfig
+from worldsim.models.world import check_params
 
 CONFIG = WorldConfig(
     tokenizer=TokenizerConfig(height=32, width=32, widths=(8, 16)),
@@ -51,6 +55,7 @@ def save(folder, **changes):
 def test_world_round_trips_exactly(tmp_path):
     config, params, statistics, provenance = load_world(save(tmp_path / "w"))
     assert config == CONFIG
+    assert provenance.pop("weights_sha256")
     assert provenance == {"steps": 7, "hashes": ["ab"]}
     np.testing.assert_array_equal(statistics["median"], np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
     want, have = checkpoint.by_path(some_params()), checkpoint.by_path(params)
@@ -101,6 +106,34 @@ def test_every_parameter_that_does_not_fit_is_named_at_once():
     assert "unexpected: dynamics/odd [2]" in message
     assert "shape: dynamics/table is [3, 3] and should be [2, 3]" in message
     check_params(some_params(), template)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize(
+    ("part", "field", "value", "told"),
+    [
+        ("dynamics", "mlp", 128, r"shape: .*mlp"),
+        ("dynamics", "layers", 1, "unexpected: "),
+        ("dynamics", "layers", 3, "missing: "),
+        ("tokenizer", "levels", [4, 4], "shape: "),
+        ("dynamics", "width", None, "DynamicsConfig: no .'width'.; it has"),
+    ],
+)
+def test_weights_of_another_config_are_refused_when_loaded(tmp_path, part, field, value, told):
+    folder = tiny.make_world(tiny.config()).save(tmp_path / "world")
+    stored = json.loads((folder / "config.json").read_text())
+    stored["world"][part][field] = value
+    if value is None:
+        del stored["world"][part][field]
+    (folder / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=told):
+        worldsim.load(folder)
+
+
+def test_provenance_tells_the_hash_of_the_weights(tmp_path):
+    folder = tiny.make_world(tiny.config()).save(tmp_path / "world", dtype="bfloat16")
+    told = json.loads((folder / "provenance.json").read_text())["weights_sha256"]
+    assert told == hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def test_folders_that_are_no_world_are_refused(tmp_path):

@@ -55,7 +55,7 @@ def test_whole_frames_stay_whole_and_the_median_follows_the_square():
     np.testing.assert_array_equal(whole["frames"], frames)
     assert (whole["corner"] == 0).all()
     corner = np.array([[8, 16], [0, 0]])
-    under = crop_median(jnp.asarray(MEDIAN, jnp.float32), corner, (24, 32, 3))
+    under = crop_median(jnp.asarray(MEDIAN, jnp.float32), jnp.asarray(corner), (24, 32, 3))
     np.testing.assert_array_equal(under[0, 0], MEDIAN[8:32, 16:48])
     np.testing.assert_array_equal(under[1, 0], MEDIAN[:24, :32])
 

@@ -12,6 +12,7 @@ import tiny
 from flax import nnx
 
 from worldsim import plan as plans
+from worldsim.generate import rollout
 from worldsim.generate.prefill import blocks, prefill
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops import rope
@@ -114,6 +115,30 @@ def test_cached_generation_equals_the_two_stream_pass(world, plan):
     full = two_stream(tiny.model("dynamics", world), known, query)
     assert np.ptp(full) > 1
     np.testing.assert_allclose(cached(world, plan, known, query, rows), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
+@pytest.mark.parametrize("world", WORLDS.values(), ids=list(WORLDS))
+def test_the_rollout_equals_the_two_stream_pass(world, plan):
+    """The likeliest codes in one pass: each chunk was drawn from the right cache, and stands in it."""
+    given, model = known_stream(world, plan), tiny.model("dynamics", world)
+    graph, params = nnx.split(model)
+    dials = rollout.Dials(jnp.int32(1), jnp.float32(0), jnp.float32(0))
+    state = rollout.start(graph, params, keys=jax.random.split(jax.random.key(0), 2))
+    state, codes = rollout.run(
+        graph, params, state, plan, codes=np.asarray(given.codes), dials=dials,
+        actions=np.asarray(given.actions),
+        conditions={name: np.asarray(a) for name, a in given.conditions.items()},
+    )  # fmt: skip
+    np.testing.assert_array_equal(codes[:, plan.known], given.codes[:, plan.known])
+    rows = np.flatnonzero(~plan.known)
+    drawn = dataclasses.replace(given, codes=jnp.asarray(codes))
+    query = pick(drawn, rows)
+    query = dataclasses.replace(
+        query, codes=jnp.full_like(query.codes, 9), ids=query.ids.at[..., 2].set(QUERY)
+    )
+    np.testing.assert_array_equal(two_stream(model, drawn, query).argmax(-1), codes[:, rows])
+    assert len(np.unique(codes[:, rows])) > 2
 
 
 @pytest.mark.parametrize("groups", [2, 4, 16])

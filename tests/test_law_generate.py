@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 import worldsim
-from worldsim.generate import requests
+from worldsim import plan as plans
+from worldsim.generate import render, requests, rollout
 from worldsim.generate.prefill import prefill
 from worldsim.generate.rollout import chunk_keys, rollout_block
 
@@ -181,14 +182,15 @@ def test_a_result_goes_on_in_its_own_direction_only(world):
 
 def test_one_trace_for_every_verb_length_and_dial(world):
     world.extend(tiny.make_clip(2), 1)
-    before = rollout_block._cache_size(), prefill._cache_size()
+    jitted = rollout_block, prefill, render._decode, render._encode
+    before = [function._cache_size() for function in jitted]
     for call, _ in verbs(world).values():
         call()
     for frames, steps, temperature in ((1, 1, 0.0), (9, 4, 0.7), (20, 2, 1.5)):
         out = world.extend(tiny.make_clip(6), frames, steps=steps, temperature=temperature, key=KEY)
         world.extend(out, 3, actions=some_actions(3))
     world.extend(tiny.make_clip(5, actions=False), 4, actions=some_actions(4), direction="backward")
-    assert (rollout_block._cache_size(), prefill._cache_size()) == before
+    assert [function._cache_size() for function in jitted] == before
 
 
 def test_loop_knows_its_opening_twice(world, pair_world):
@@ -204,6 +206,32 @@ def test_loop_knows_its_opening_twice(world, pair_world):
         np.testing.assert_array_equal(request.frames, clip.frames[: 2 * f])
         np.testing.assert_array_equal(request.actions[:2], request.actions[2:4])
         assert request.actions[0, 0] == -1  # what the recording says led to its first frame does not
+
+
+def test_a_long_rollout_keeps_its_pins_and_its_latest_chunks(world):
+    """Context 6: two pinned chunks of what comes after, or of the loop's anchor, and the last four."""
+    gap = world.infill(tiny.make_clip(4), tiny.make_clip(2, seed=2), 13, key=KEY)
+    loop = world.loop(tiny.make_clip(2), 16, key=KEY)
+    for out, rows in ((gap, 2 + 4 + 13), (loop, 2 + 16)):
+        orders = sorted(np.asarray(out.state.cache.ids)[0, :, 1].tolist())
+        assert orders == [0, 1, *range(rows - 4, rows)]
+
+
+def test_infill_with_nothing_after_is_the_plan_of_extend(world):
+    """Not by the shortcut alone: the general plan with no suffix is the same one."""
+    request = requests.extend_request(tiny.make_clip(3), 4, world.config)
+    general = plans.infill(3, 0, 4)
+    for name in ("times", "known", "pinned", "orders"):
+        np.testing.assert_array_equal(getattr(general, name), getattr(request.plan, name))
+
+
+def test_plans_that_a_cache_cannot_hold_are_refused(world):
+    with pytest.raises(ValueError, match="put the pinned ones first"):
+        plans.Plan(np.zeros(3, np.float32), np.array([True, True, False]), np.array([False, True, False]))
+    state = rollout.start(*world.dynamics, keys=KEY[None])
+    blank = np.zeros((1, 8, 2, 2), np.int32)
+    with pytest.raises(ValueError, match="7 known chunks beside 0 pinned ones in a cache of 6"):
+        rollout.run(*world.dynamics, state, plans.forward(7, 1), codes=blank, dials=world.dials(1, 0.0))
 
 
 def test_a_loop_returns_the_actions_that_it_was_told(world):

@@ -84,6 +84,13 @@ def test_straight_through_gradient_is_that_of_tanh():
     np.testing.assert_allclose(got, weights * (1 - jnp.tanh(x) ** 2), atol=1e-6)
 
 
+def test_haar_round_trip_of_pixels_is_exact():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
+    levels = {"spatial": 2, "temporal": 2}
+    there_and_back = jax.jit(lambda x: haar.unfold_chunks(haar.fold_chunks(x, **levels), **levels))
+    np.testing.assert_array_equal(to_uint8(there_and_back(to_float(frames))), frames)
+
+
 @pytest.mark.parametrize("frames_per_chunk", [1, 2])
 def test_encoding_and_decoding_are_chunk_local(frames_per_chunk):
     """Change one frame: latents, codes and decoded frames of its chunk change, and of no other."""

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tiny
 
-from worldsim.config import MixConfig
+from worldsim.config import MixConfig, StageConfig, TokenizerLossConfig, TrainConfig
+from worldsim.data.arrays import ArraySource
 from worldsim.models.dynamics import Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
 from worldsim.train.losses import dynamics_loss
+from worldsim.train.stages import dynamics_stage, tokenizer_stage
 
 pytestmark = pytest.mark.law
 
@@ -117,3 +119,32 @@ def test_another_key_draws_other_masks_and_noise(seen):
     np.testing.assert_array_equal(one[3].codes, same[3].codes)
     assert (np.asarray(one[3].codes) != np.asarray(other[3].codes)).any()
     assert (np.asarray(one[2].noise) != np.asarray(other[2].noise)).any()
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "dynamics"])
+def test_a_stage_goes_on_with_the_batches_it_would_have_had(name):
+    """Its third batch is the first after a resume from step 2: clips, squares, plans and all."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (6, 12, 16, 16, 3), dtype=np.uint8)
+    config = TrainConfig(
+        world=tiny.config(),
+        tokenizer=StageConfig(batch=3, frames=2),
+        dynamics=StageConfig(batch=3, frames=8),
+        mix=MixConfig(chunks=6, queries=2),
+        tokenizer_loss=TokenizerLossConfig(crop=8),
+    )
+    if name == "tokenizer":
+        stage = tokenizer_stage(config, ArraySource({"frames": frames}, keys=("frames",)), frames[0, 0])
+    else:
+        arrays = {"codes": rng.integers(0, 9, (6, 12, 2, 2)).astype(np.uint16)}
+        arrays["actions"] = rng.integers(0, 3, (6, 12, 1)).astype(np.int32)
+        stage = dynamics_stage(config, ArraySource(arrays, keys=None))
+    whole, later = stage.batches(0), stage.batches(2)
+    first, _, third = (next(whole) for _ in range(3))
+    resumed = next(later)
+    assert resumed.keys() == third.keys()
+    for key, array in third.items():
+        np.testing.assert_array_equal(resumed[key], array)
+    assert any((first[key] != third[key]).any() for key in third)
+    for batches in (whole, later):
+        batches.close()

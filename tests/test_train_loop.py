@@ -236,6 +236,21 @@ def test_sigterm_saves_and_ends(tmp_path):
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 
+@pytest.mark.parametrize(("steps", "at"), [(4, 3), (4, 4)])
+def test_sigterm_during_a_sample_saves_and_ends(tmp_path, steps, at):
+    """At a step that saves nothing by itself, and at the last one, after which another stage would begin."""
+
+    def samples(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    config = dataclasses.replace(CONFIG, steps=steps, save_every=0, sample_every=at)
+    stage = make_stage(config, samples=samples)
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, stage)
+    assert ended.value.code == 143
+    assert (tmp_path / "fake" / "checkpoints" / str(at)).is_dir()
+
+
 def test_samples_get_the_average_at_their_steps(tmp_path):
     seen = []
     stage = make_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import json
 from collections.abc import Mapping
@@ -43,32 +44,6 @@ def nested(flat: Mapping[str, Any]) -> dict[Any, Any]:
     return tree
 
 
-def check_params(params: Any, template: Any) -> None:
-    """Whether parameters have the names and shapes that a model expects.
-
-    Args:
-      params: what was read.
-      template: what is expected: the model's parameters, or what ``jax.eval_shape`` says of them.
-
-    Raises:
-      ValueError: all that are missing, unexpected or of another shape, at once.
-    """
-    have = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}
-    want = {path: tuple(leaf.shape) for path, leaf in by_path(template).items()}
-    problems = [f"missing: {path} {list(want[path])}" for path in want if path not in have]
-    problems += [f"unexpected: {path} {list(have[path])}" for path in have if path not in want]
-    problems += [
-        f"shape: {path} is {list(have[path])} and should be {list(want[path])}"
-        for path in want
-        if path in have and have[path] != want[path]
-    ]
-    if problems:
-        raise ValueError(
-            f"{len(problems)} of {len(want)} parameters don't fit the model; is this the config that they "
-            "were trained with?\n" + "\n".join(problems)
-        )
-
-
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
     part = path.with_name(path.name + ".part")
@@ -102,7 +77,7 @@ def save_world(
       config: of the models.
       params: by part, such as ``tokenizer`` and ``dynamics``.
       statistics: of the data, arrays by name.
-      provenance: JSON values: data, hashes, steps, scores.
+      provenance: JSON values: data, hashes, steps, scores; ``weights_sha256`` of the file is added.
       dtype: of the floating-point weights in the file, ``float32`` or ``bfloat16``.
 
     Returns:
@@ -119,12 +94,14 @@ def save_world(
         weights[path] = np.array(array.astype(stored) if floating else array, order="C")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "weights.safetensors", library.numpy.save(weights))
+    blob = library.numpy.save(weights)
+    _write(folder / "weights.safetensors", blob)
+    provenance = {**provenance, "weights_sha256": hashlib.sha256(blob).hexdigest()}
     part = folder / "statistics.npz.part"
     with part.open("wb") as file:
         np.savez_compressed(file, **statistics)  # type: ignore[arg-type]
     part.replace(folder / "statistics.npz")
-    _write(folder / "provenance.json", _json(dict(provenance)))
+    _write(folder / "provenance.json", _json(provenance))
     _write(folder / "config.json", _json({"format": FORMAT, "world": to_dict(config)}))
     return folder
 

@@ -119,7 +119,7 @@ class DynamicsConfig:
       context: chunks a rollout keeps in its cache (and training sees before a chunk).
       pinned: chunks of them that a rollout may keep for good: what lies beyond a gap, a loop's anchor.
       max_noise: highest corruption level of the known stream in training.
-      rope_base: longest wavelength of the time rotation, in chunks.
+      rope_base: of the frequencies of the time rotation; see :mod:`worldsim.ops.rope`.
       action: what leads from frame to frame.
       conditions: per-chunk conditions besides the actions.
     """
@@ -261,9 +261,9 @@ class MixConfig:
 
     Attributes:
       chunks: chunks per training plan, the known ones included; at most ``context + 1``.
-      queries: chunks of them that carry loss (a quarter to a half).
+      queries: chunks of them that carry loss.
       forward, backward, infill, shuffled, keyframes: shares of the generation orders.
-      null_actions: share of samples trained without actions.
+      null_actions: share of samples that lose their actions, half of them only from some row on.
       null_conditions: share of samples trained without conditions.
       clean: share of chunks in the known stream that are left uncorrupted.
     """

@@ -17,13 +17,14 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """Rebuild a config from :func:`to_dict`'s values; unknown or missing keys are named.
 
     Raises:
-      ValueError: keys that ``kind`` does not have, all at once.
+      ValueError: keys that ``kind`` does not have, or that are missing, all at once.
     """
     hints = get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise ValueError(f"{kind.__name__}: unknown keys {unknown}; it has {sorted(names)}.")
+    problems = [f"unknown keys {wrong}"] if (wrong := sorted(set(values) - names)) else []
+    problems += [f"no {missing}"] if (missing := sorted(names - set(values))) else []
+    if problems:
+        raise ValueError(f"{kind.__name__}: {', '.join(problems)}; it has {sorted(names)}.")
 
     def build(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint):

@@ -43,6 +43,8 @@ class Plan:
             raise ValueError("Plan: a known chunk comes after a generated one; put all known chunks first.")
         if np.any(self.pinned & ~self.known):
             raise ValueError("Plan: a generated chunk is pinned; only known chunks can be.")
+        if np.any(~self.pinned[:-1] & self.pinned[1:]):
+            raise ValueError("Plan: a pinned chunk comes after another; put the pinned ones first.")
 
     def __len__(self) -> int:
         return len(self.times)

@@ -72,11 +72,13 @@ class World:
         statistics: dict[str, np.ndarray] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> World:
-        """A world from its config and its parameters by part."""
-        dtype = compute_dtype()
+        """A world from its config and its parameters by part.
+
+        The tokenizer computes in float32 everywhere, so that a frame has the codes it had in training.
+        """
         parts = {
             name: (split_module(name, config, dtype=dtype)[0], params[name])
-            for name in ("tokenizer", "dynamics")
+            for name, dtype in (("tokenizer", None), ("dynamics", compute_dtype()))
         }
         return World(config, **parts, statistics=statistics or {}, provenance=provenance or {})
 
@@ -89,7 +91,7 @@ class World:
           ValueError: weights that don't fit the config, all at once.
         """
         config, values, statistics, provenance = load_world(resolve_world(path_or_name))
-        params = {name: fill_params(name, config, values[name]) for name in ("tokenizer", "dynamics")}
+        params = {name: fill_params(name, config, values.get(name, {})) for name in ("tokenizer", "dynamics")}
         return World.make(config, params, statistics=statistics, provenance=provenance)
 
     def save(self, folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
@@ -198,8 +200,10 @@ class World:
         clip = image if isinstance(image, Clip) else Clip(np.asarray(image)[None])
         if len(clip) != 1:
             raise ValueError(f"animate: {len(clip)} frames; give one image, or use extend for a clip.")
-        still = np.repeat(clip.frames, self.config.tokenizer.frames_per_chunk, axis=0)
-        return self.extend(Clip(still, fps=clip.fps), frames, **options)
+        f = self.config.tokenizer.frames_per_chunk
+        actions = clip.actions if f == 1 else None  # of a still chunk nobody knows what led on within it
+        still = Clip(np.repeat(clip.frames, f, axis=0), actions, fps=clip.fps)
+        return self.extend(still, frames, **options)
 
     def reconstruct(self, clip: Clip) -> Clip:
         """The clip through the codes and back; frames past the last whole chunk stay as they are."""

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from worldsim import plan as plans
 from worldsim.config import WorldConfig
 from worldsim.generate.check import check_actions, check_clip, chunk_count
-from worldsim.plan import Plan, make_plan
 from worldsim.types import Actions, Clip, Frames
 
 Direction = Literal["forward", "backward"]
@@ -29,7 +29,7 @@ class Request:
       direction: in which the answer can be continued, or None.
     """
 
-    plan: Plan
+    plan: plans.Plan
     frames: Frames
     sources: Int[np.ndarray, "p"]
     actions: np.ndarray | None
@@ -90,7 +90,7 @@ def extend_request(
     if rows is not None and fresh is not None:
         rows, fresh = rows[order], (fresh if onward else fresh[::-1])
     return Request(
-        plan=make_plan(order, known + np.arange(new) if onward else -1 - np.arange(new), frames_per_chunk=f),
+        plan=(plans.forward if onward else plans.backward)(known, new, frames_per_chunk=f),
         frames=seen.frames,
         sources=np.concatenate([order, np.full(new, -1)]),
         actions=_stack([rows, fresh]),
@@ -113,12 +113,7 @@ def infill_request(
     later, pins = _given(after, config, at="start", most=config.dynamics.pinned)
     earlier, known = _given(before, config, at="end", most=config.dynamics.context - pins)
     return Request(
-        plan=make_plan(
-            np.concatenate([known + new + np.arange(pins), np.arange(known)]),
-            known + np.arange(new),
-            frames_per_chunk=f,
-            pinned=pins,
-        ),
+        plan=plans.infill(known, pins, new, frames_per_chunk=f),
         frames=np.concatenate([earlier.frames, later.frames]),
         sources=np.concatenate([known + np.arange(pins), np.arange(known), np.full(new, -1)]),
         actions=_stack(
@@ -154,9 +149,7 @@ def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actio
         opening = dataclasses.replace(opening, actions=given.reshape(pins * f, *given.shape[2:]))
     start = np.arange(pins)
     return Request(
-        plan=make_plan(
-            np.concatenate([total + start, start]), np.arange(pins, total), frames_per_chunk=f, pinned=pins
-        ),
+        plan=plans.loop(pins, total, frames_per_chunk=f),
         frames=opening.frames,
         sources=np.concatenate([start, start, np.full(total - pins, -1)]),
         actions=_stack([given, given, by_chunk(fresh, total - pins, config)]),

@@ -16,7 +16,7 @@ from worldsim.generate.prefill import Rows, blocks, prefill
 from worldsim.models.cache import KVCache
 from worldsim.models.dynamics import Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
-from worldsim.ops.sampling import keep_most_confident, masked_after, sample_codes
+from worldsim.ops.sampling import certainty, keep_least_certain, masked_after, sample_codes
 from worldsim.plan import Plan
 
 
@@ -27,7 +27,7 @@ class Dials:
 
     Attributes:
       steps: masked passes per chunk, from 1 to the number of codes in it.
-      temperature: of the draws and of the confidence; 0 takes the likeliest and ignores the key.
+      temperature: of the draws; 0 takes the likeliest and ignores the key.
       noise: how corrupted generated chunks are declared to be when committed.
     """
 
@@ -101,12 +101,10 @@ def draw_chunk(
 
     def reveal(codes, logits, key, step):
         """One clip's codes ``[n]`` after a pass that gave ``logits [n v]``."""
-        code_key, rank_key = jax.random.split(jax.random.fold_in(key, step))
-        drawn, log_p = sample_codes(logits, code_key, temperature=dials.temperature)
-        fade = dials.temperature * (1 - (step + 1) / dials.steps)
-        confidence = log_p + fade * jax.random.gumbel(rank_key, log_p.shape)
+        drawn = sample_codes(logits, jax.random.fold_in(key, step), temperature=dials.temperature)
         masked = codes == model.mask
-        still = keep_most_confident(confidence, masked, masked_after(step, dials.steps, h * w))
+        left = masked_after(step, dials.steps, h * w)
+        still = keep_least_certain(certainty(logits), masked, left)
         return jnp.where(masked & ~still, drawn, codes)
 
     def one_pass(step, codes):
@@ -126,8 +124,9 @@ def rollout_block(
 ) -> tuple[KVCache, Int[Array, "b r h w"]]:
     """Generate a block of plan rows one after another; padded rows cost nothing."""
 
+    model = nnx.merge(graph, params)
+
     def generate(cache, row):
-        model = nnx.merge(graph, params)
         codes = draw_chunk(model, row, cache, chunk_keys(keys, row.times[0]), dials)
         known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN, noise=dials.noise)
         return model.commit(known, cache, row.slots), codes
@@ -174,6 +173,12 @@ def run(
     pins = int(plan.pinned.sum())
     if pins and state.next_order:
         raise ValueError(f"run: {pins} pinned chunks in a plan that goes on from order {state.next_order}.")
+    given = int(plan.known.sum()) - pins
+    if given > context - state.pinned - pins:
+        raise ValueError(
+            f"run: {given} known chunks beside {state.pinned + pins} pinned ones in a cache of {context}; "
+            "give only the nearest."
+        )
     if pins >= context:
         raise ValueError(f"run: {pins} pinned chunks in a cache of {context}; pin at most {context - 1}.")
     pinned = state.pinned + pins

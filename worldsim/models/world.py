@@ -47,15 +47,45 @@ def init_params(name: str, config: WorldConfig, key: jax.Array) -> Any:
     return nnx.split(MAKERS[name](config, rngs=nnx.Rngs(key)), nnx.Param)[1]
 
 
+def check_params(params: Any, template: Any) -> None:
+    """Whether parameters have the names and shapes that a model expects.
+
+    Args:
+      params: what was read.
+      template: what is expected: the model's parameters, or what ``jax.eval_shape`` says of them.
+
+    Raises:
+      ValueError: all that are missing, unexpected or of another shape, at once.
+    """
+    have = {path: tuple(leaf.shape) for path, leaf in by_path(params).items()}
+    want = {path: tuple(leaf.shape) for path, leaf in by_path(template).items()}
+    problems = [f"missing: {path} {list(want[path])}" for path in want if path not in have]
+    problems += [f"unexpected: {path} {list(have[path])}" for path in have if path not in want]
+    problems += [
+        f"shape: {path} is {list(have[path])} and should be {list(want[path])}"
+        for path in want
+        if path in have and have[path] != want[path]
+    ]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {len(want)} parameters don't fit the model; is this the config that they "
+            "were trained with?\n" + "\n".join(problems)
+        )
+
+
 def fill_params(name: str, config: WorldConfig, values: Any) -> Any:
     """Stored arrays in the structure that a part's module has.
 
     Args:
       name: of the part.
       config: of the world.
-      values: arrays as nested dicts, of the right names and shapes.
+      values: arrays as nested dicts.
+
+    Raises:
+      ValueError: names or shapes that the module doesn't have, all at once.
     """
     _, shapes = split_module(name, config)
+    check_params(values, shapes)
     found = by_path(values)
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes)
     leaves = [jax.numpy.asarray(found[path_of(keys)], leaf.dtype) for keys, leaf in flat]

@@ -1,7 +1,8 @@
 """Masked sampling: how many codes a pass reveals, which ones, and what they become.
 
-Source: Chang et al., "MaskGIT", 2022; the noise on the confidence after Besnier and Chen, 2023.
-Greedy unmasking copies the last frame, so confidence carries Gumbel noise that fades with the passes.
+Source: Chang et al., "MaskGIT", 2022, except that a place's rank is how certain its *distribution* is and
+not how likely the code is that was drawn there. Ranking the draws keeps the likely ones and draws the others
+again: small things that may be in several places then end up nowhere.
 """
 
 from __future__ import annotations
@@ -25,23 +26,22 @@ def masked_after(step: Int[Array, ""], steps: Int[Array, ""], tokens: int) -> In
 
 def sample_codes(
     logits: Float[Array, "n v"], key: Array, *, temperature: Float[Array, ""]
-) -> tuple[Int[Array, "n"], Float[Array, "n"]]:
-    """Draw a code per token at a temperature (0 takes the likeliest) with its log-probability.
-
-    Returns:
-      The codes and ``log p`` of each under the untempered distribution.
-    """
-    logits = logits.astype(jnp.float32)
+) -> Int[Array, "n"]:
+    """Draw a code per token at a temperature; 0 takes the likeliest."""
     noise = jax.random.gumbel(key, logits.shape)
-    codes = jnp.argmax(logits + temperature * noise, axis=-1).astype(jnp.int32)
-    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), codes[..., None], axis=-1)[..., 0]
-    return codes, log_p
+    return jnp.argmax(logits.astype(jnp.float32) + temperature * noise, axis=-1).astype(jnp.int32)
 
 
-def keep_most_confident(
-    confidence: Float[Array, "n"], masked: Bool[Array, "n"], left: Int[Array, ""]
+def certainty(logits: Float[Array, "n v"]) -> Float[Array, "n"]:
+    """The log-probability of each token's likeliest code."""
+    logits = logits.astype(jnp.float32)
+    return logits.max(-1) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def keep_least_certain(
+    certainty: Float[Array, "n"], masked: Bool[Array, "n"], left: Int[Array, ""]
 ) -> Bool[Array, "n"]:
-    """The new mask: of the masked tokens, the ``left`` least confident stay masked."""
-    ranked = jnp.where(masked, confidence, jnp.inf)
+    """The new mask: of the masked tokens, the ``left`` least certain stay masked."""
+    ranked = jnp.where(masked, certainty, jnp.inf)
     order = jnp.argsort(jnp.argsort(ranked, axis=-1), axis=-1)
     return masked & (order < left)

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from worldsim.checkpoint import check_params, nested
+from worldsim.checkpoint import nested
 from worldsim.config import TrainConfig
+from worldsim.models.world import check_params
 from worldsim.parallel.sharding import by_path, path_of
 from worldsim.plain import to_dict
 
@@ -153,20 +154,29 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: values}
 
 
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The fields, as dotted names, that differ between a checkpoint's JSON and now, each in words."""
+    old, new = _flat(dict(saved)), _flat(json.loads(json.dumps(now)))
+    return {
+        name: f"{name}: {old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    }
+
+
 def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder: Path) -> None:
     """Whether a checkpoint belongs to this run.
 
     Raises:
       ValueError: every field that differs and may not.
     """
-    old, new = _flat(dict(saved)), _flat(dict(record))
     free = {f"config.{name}.{field}" for name in ("tokenizer", "dynamics") for field in FREE}
     free |= {"config.name", "config.data.threads"}
     unused = tuple(f"config.{part}" for part in UNUSED.get(record["stage"], ()))
     differ = [
-        f"{name}: {old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now"
-        for name in {**old, **new}
-        if name not in free and not name.startswith(unused) and old.get(name) != new.get(name)
+        text
+        for name, text in differences(saved, record).items()
+        if name not in free and not name.startswith(unused)
     ]
     if differ:
         raise ValueError(

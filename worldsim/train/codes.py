@@ -67,8 +67,8 @@ def encode_source(
 ) -> ArraySource:
     """The source with codes in place of frames, kept at ``path`` for the next start.
 
-    The file carries hashes of the tokenizer's weights and of the source, and is made anew when either
-    changes. About one per cent of the frames' size: it stays in memory.
+    The file carries the tokenizer's config and hashes of its weights and of the source, and is made anew when
+    one of them changes. About one per cent of the frames' size: it stays in memory.
 
     Args:
       source: records with ``frames`` and per-frame arrays beside them.
@@ -80,7 +80,7 @@ def encode_source(
     Returns:
       Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``: one row a chunk.
     """
-    mark = f"{params_hash(params)} {_source_hash(source)}"
+    mark = f"{config.tokenizer} {params_hash(params)} {_source_hash(source)}"
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["made_from"]) == mark:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from worldsim.train.state import Batch
 
 
-def unusual(frames: Float[Any, "*t h w c"], median: Float[Any, "*t h w c"]) -> Float[Any, "*t h w"]:
+def unusual(frames: Float[Any, "*t h w c"], median: Float[Any, "... h w c"]) -> Float[Any, "*t h w"]:
     """How far each pixel in [-1, 1] is from the data's median frame: 0 where the same, 1 where far."""
     return (4.0 * abs(frames - median).max(-1)).clip(0.0, 1.0)
 

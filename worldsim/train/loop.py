@@ -130,16 +130,17 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
                 if pending is not None:
                     _settle(run, pending)
                 pending = _Pending(done, metrics, batch)
-                save = _due(done, config.save_every) or done == config.steps or asked.is_set()
-                sample = _due(done, config.sample_every) and stage.samples is not None
-                if save or sample:
+                if _due(done, config.sample_every) and stage.samples is not None:
                     _settle(run, pending)
                     pending = None
-                if save:
-                    save_checkpoint(run.manager, done, state, config=run.record)
-                if sample:
                     _sample(run, state, frozen, step=done)
-                if asked.is_set() and done < config.steps:
+                stop = asked.is_set()
+                if stop or done == config.steps or _due(done, config.save_every):
+                    if pending is not None:
+                        _settle(run, pending)
+                        pending = None
+                    save_checkpoint(run.manager, done, state, config=run.record)
+                if stop:
                     run.log.note(f"stopped by SIGTERM after step {done}, saved; run it again to go on")
                     raise SystemExit(128 + signal.SIGTERM)
     finally:
@@ -190,7 +191,7 @@ def _stop(run: _Run, pending: _Pending, watched: dict[str, float]) -> None:
     raise NonFiniteError(
         f"Stage {run.stage.name!r}, step {pending.step}: loss {watched['loss']}, gradient norm "
         f"{watched['grad_norm']}. Its batch: {path}. Last good checkpoint: {back}. Look at the batch, then "
-        "lower optim.learning_rate or optim.clip in a new workdir, or run again to go on from there."
+        "lower optim.learning_rate or optim.clip in a new workdir; the same run would end here again."
     )
 
 

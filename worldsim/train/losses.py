@@ -33,10 +33,11 @@ def ms_ssim(x: Float[Array, "n h w c"], y: Float[Array, "n h w c"], *, scales: i
     """Multi-scale structural similarity of images in [-1, 1], 1 at best.
 
     Wang et al. 2003, with a 7-tap Gaussian, ``scales`` dyadic scales of equal weight, and the
-    luminance term at the coarsest only. Scales under 14 pixels are left out.
+    luminance term at the coarsest only. Scales under 14 pixels, and halves of odd sides, are left out.
     """
     score, c1, c2 = 1.0, 0.02**2, 0.06**2
-    scales = max(1, min(scales, int(np.log2(min(x.shape[1:3]) / 14)) + 1))
+    halvings = min((side & -side).bit_length() for side in x.shape[1:3])
+    scales = max(1, min(scales, halvings, int(np.log2(min(x.shape[1:3]) / 14)) + 1))
     for scale in range(scales):
         down, right = _gaussian(x.shape[1]), _gaussian(x.shape[2])
 
@@ -76,7 +77,8 @@ def tokenizer_loss(
       weights: of the terms.
 
     Returns:
-      The loss and its unweighted terms, with ``psnr`` in dB and the share of codes in use.
+      The loss and its unweighted terms, with the share of codes in use and ``psnr`` in dB: of what was
+      decoded here, from q or not, squares or whole frames.
     """
     z = model.encode(frames)
     q, codes = model.quantizer(z)
@@ -86,7 +88,7 @@ def tokenizer_loss(
     error = jnp.sqrt((output - frames) ** 2 + 1e-6)
     rare = jnp.maximum(unusual(frames, median), unusual(jax.lax.stop_gradient(output), median))
     images, drawn = (rearrange(x, "b t h w c -> (b t) h w c") for x in (frames, output))
-    bands = haar.fold_chunks((drawn - images)[:, None], spatial=2, temporal=0)
+    bands = haar.fold_chunks((drawn - images)[:, None], spatial=model.config.haar_levels, temporal=0)
     terms = {
         "charbonnier": error.mean(),
         "rarity": (rare[..., None] * jnp.square(output - frames)).mean(),

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int
 
+from worldsim import plan as plans
 from worldsim.config import MixConfig
 
 
@@ -23,18 +24,6 @@ class TrainingPlan:
     queries: Int[np.ndarray, "q"]
 
 
-def _bisect(count: int) -> np.ndarray:
-    """0, the far end, then the middles of the largest gaps: 0 8 4 2 6 1 3 5 7."""
-    order, gaps = [0, count - 1], [(0, count - 1)]
-    while gaps:
-        low, high = gaps.pop(0)
-        if high - low > 1:
-            middle = (low + high) // 2
-            order.append(middle)
-            gaps += [(low, middle), (middle, high)]
-    return np.asarray(order[:count])
-
-
 def sample_plan(rng: np.random.Generator, span: int, *, mix: MixConfig, pinned: int) -> TrainingPlan:
     """Draw a plan over a clip of ``span`` chunks.
 
@@ -46,7 +35,8 @@ def sample_plan(rng: np.random.Generator, span: int, *, mix: MixConfig, pinned: 
 
     Returns:
       A plan of ``mix.chunks`` rows. In half of the infills the known suffix follows at once, in the
-      others after a gap, so that a window that draws near to its end is in distribution.
+      others after a gap of 0 to ``span - mix.chunks`` chunks, so that a window that draws near to its
+      end is in distribution.
     """
     n = mix.chunks
     shares = (mix.forward, mix.backward, mix.infill, mix.shuffled, mix.keyframes)
@@ -63,7 +53,7 @@ def sample_plan(rng: np.random.Generator, span: int, *, mix: MixConfig, pinned: 
     elif kind == "shuffled":
         row = rng.permutation(n)
     elif kind == "keyframes":
-        row = _bisect(n)
+        row = plans.keyframes(1, n - 1).times.astype(int)
     start = int(rng.integers(0, span - row.max()))
     queries = np.sort(rng.choice(np.arange(first, n), mix.queries, replace=False))
     return TrainingPlan(start + row, queries)

@@ -19,8 +19,8 @@ from worldsim.data.source import open_source, read_info
 from worldsim.models.world import fill_params
 from worldsim.plain import to_dict
 from worldsim.progress import Counter
-from worldsim.train.checkpoints import load_checkpoint
-from worldsim.train.codes import encode_source, params_hash
+from worldsim.train.checkpoints import differences, load_checkpoint
+from worldsim.train.codes import encode_source
 from worldsim.train.loop import train_stage
 from worldsim.train.samples import dynamics_samples, tokenizer_samples
 from worldsim.train.stages import dynamics_stage, tokenizer_stage
@@ -86,7 +86,7 @@ def train(
         train_stage(tokenizer_stage(config, source, info.median, samples=samples), workdir, **run)
     if stage == "tokenizer":
         return workdir / "tokenizer"
-    tokenizer = _tokenizer_params(config, workdir)
+    steps, tokenizer = _tokenizer_params(config, workdir)
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
     source = open_source(path, split, keys=keys, cache=0)
@@ -97,28 +97,31 @@ def train(
     samples = dynamics_samples(config, held_out, tokenizer)
     state = train_stage(dynamics_stage(config, codes, samples=samples), workdir, **run)
     if jax.process_index() == 0:
-        export_world(config, info, workdir, tokenizer=tokenizer, dynamics=state.ema)
+        stages = {"tokenizer": steps, "dynamics": int(state.step)}
+        params = {"tokenizer": tokenizer, "dynamics": state.ema}
+        export_world(config, info, workdir, steps=stages, params=params)
     return workdir / "world"
 
 
-def _tokenizer_params(config: TrainConfig, workdir: Path) -> Any:
-    """The averaged weights of the workdir's tokenizer."""
-    step, state, _ = load_checkpoint(workdir / "tokenizer" / "checkpoints")
+def _tokenizer_params(config: TrainConfig, workdir: Path) -> tuple[int, Any]:
+    """The steps and the averaged weights of the workdir's tokenizer."""
+    step, state, record = load_checkpoint(workdir / "tokenizer" / "checkpoints")
+    differ = differences(record["config"]["world"]["tokenizer"], to_dict(config.world.tokenizer))
+    if differ:
+        raise ValueError(
+            f"The tokenizer in {workdir} is another than the config's; train it anew in another workdir, or "
+            "change the config back:\n" + "\n".join(differ.values())
+        )
     if step < config.tokenizer.steps:
         raise ValueError(
             f"The tokenizer in {workdir} stands at step {step} of {config.tokenizer.steps}; finish it with "
             f"--stage tokenizer, or accept it as it is with --tokenizer.steps {step}."
         )
-    return fill_params("tokenizer", config.world, state["ema"])
+    return step, fill_params("tokenizer", config.world, state["ema"])
 
 
 def export_world(
-    config: TrainConfig,
-    info: DataInfo,
-    workdir: Path,
-    *,
-    tokenizer: Any,
-    dynamics: Any,
+    config: TrainConfig, info: DataInfo, workdir: Path, *, steps: dict[str, int], params: dict[str, Any]
 ) -> Path:
     """Write ``workdir/world`` from averaged weights, with the data's statistics and the provenance."""
     provenance = {
@@ -131,12 +134,10 @@ def export_world(
             "splits": {name: dataclasses.asdict(split) for name, split in info.splits.items()},
         },
         "train": to_dict(config),
-        "steps": {"tokenizer": config.tokenizer.steps, "dynamics": config.dynamics.steps},
+        "steps": steps,
         "parameters": {
-            name: int(sum(np.size(leaf) for leaf in jax.tree.leaves(params)))
-            for name, params in (("tokenizer", tokenizer), ("dynamics", dynamics))
+            name: int(sum(np.size(leaf) for leaf in jax.tree.leaves(part))) for name, part in params.items()
         },
-        "hashes": {"tokenizer": params_hash(tokenizer), "dynamics": params_hash(dynamics)},
         "jax": jax.__version__,
         "scores": {},
     }
@@ -145,7 +146,7 @@ def export_world(
     return save_world(
         workdir / "world",
         config=config.world,
-        params={"tokenizer": tokenizer, "dynamics": dynamics},
+        params=params,
         statistics=statistics,
         provenance=provenance,
         dtype="bfloat16",

@@ -22,6 +22,11 @@ Writer = Callable[[Any, Any, int, Path], None]
 _ROWS, _FRAMES = 4, 12
 
 
+def _length(source: Source, most: int, chunk: int) -> int:
+    """Frames to show: ``most`` or, if no record is that long, the whole chunks of the longest."""
+    return min(max(most, chunk), int(np.max(source.lengths))) // chunk * chunk
+
+
 def _clips(source: Source, rows: int, frames: int) -> list[dict[str, np.ndarray]]:
     """The middle of some evenly spaced records that are long enough."""
     long = [i for i in range(len(source)) if source.lengths[i] >= frames]
@@ -44,7 +49,10 @@ def tokenizer_samples(config: TrainConfig, source: Source) -> Writer:
 
     def write(params: Any, frozen: Any, step: int, folder: Path) -> None:
         del frozen
-        clips = _clips(source, _ROWS, _FRAMES)
+        frames = _length(source, _FRAMES, config.world.tokenizer.frames_per_chunk)
+        if not frames:
+            return
+        clips = _clips(source, _ROWS, frames)
         truth = np.stack([clip["frames"] for clip in clips])
         drawn = np.asarray(reconstruct(params, truth))
         rows = [row for pair in zip(truth, drawn, strict=True) for row in pair]
@@ -55,16 +63,22 @@ def tokenizer_samples(config: TrainConfig, source: Source) -> Writer:
 
 
 def dynamics_samples(config: TrainConfig, source: Source, tokenizer: Any) -> Writer:
-    """A writer of rollouts from four chunks, truth above model: a sheet and (with mediapy) a video."""
+    """A writer of rollouts from four chunks, truth above model: a sheet and (with mediapy) a video.
+
+    It writes nothing where no record is longer than that.
+    """
     from worldsim.generate.extend import World
     from worldsim.types import Clip
 
     def write(params: Any, frozen: Any, step: int, folder: Path) -> None:
         del frozen
+        f = config.world.tokenizer.frames_per_chunk
+        known, rows = 4 * f, []
+        frames = _length(source, known + _FRAMES * f, f)
+        if frames <= known:
+            return
         world = World.make(config.world, {"tokenizer": tokenizer, "dynamics": params})
-        known = 4 * config.world.tokenizer.frames_per_chunk
-        rows = []
-        for clip in _clips(source, _ROWS, known + _FRAMES * config.world.tokenizer.frames_per_chunk):
+        for clip in _clips(source, _ROWS, frames):
             actions = clip.get("actions")
             given = Clip(clip["frames"][:known], None if actions is None else actions[:known])
             future = None if actions is None else actions[known:]
