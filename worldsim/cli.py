@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,19 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _begin(world: str, output: Output | None = None) -> tuple[float, Any]:
+    """The time and the loaded world, once it is sure that the result can be written."""
+    import worldsim
+
+    if output is not None:
+        from worldsim.data.video import check_writable
+
+        check_writable(output.out)
+    began = time.monotonic()
+    note(f"loading {world}")
+    return began, worldsim.load(world)
+
+
 def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> None:
     """Write the clip; name it, or all of what is known of it, on stdout."""
     from worldsim.data.video import write_video
@@ -39,7 +53,9 @@ def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> 
     path = write_video(output.out, clip)
     seconds = round(time.monotonic() - began, 2)
     if output.json:
-        print(json.dumps({"out": str(path), "frames": len(clip), "seconds": seconds, **scores}))
+        known = {name: None if value in (inf, -inf) else value for name, value in scores.items()}
+        line = {"out": str(path), "frames": len(clip), "seconds": seconds, **known}
+        print(json.dumps(line, allow_nan=False))
     else:
         print(path)
 
@@ -62,9 +78,7 @@ def extend(
       direction: forward or backward in time.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    import worldsim
-
-    began, model = time.monotonic(), worldsim.load(world)
+    began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.resize)
     rows = read_actions(actions, model)
     made = model.extend(clip, frames, direction=direction, actions=rows, **sampling.options())
@@ -82,15 +96,13 @@ def infill(
 ) -> None:
     """Make the frames between two clips.
 
-    Example: worldsim infill pong start.npz end.npz --out between.mp4 --frames 16
+    Example: worldsim infill pong pong:0 pong:1 --out between.mp4 --frames 16
 
     Args:
       frames: how many to make.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    import worldsim
-
-    began, model = time.monotonic(), worldsim.load(world)
+    began, model = _begin(world, output)
     first, second = (read_input(text, model, resize=output.resize) for text in (before, after))
     made = model.infill(first, second, frames, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames})
@@ -110,10 +122,9 @@ def loop(
     Args:
       frames: of the whole loop.
     """
-    import worldsim
     from worldsim.ops.scores import jerk_ratio, motion_ratio, seam_ratio
 
-    began, model = time.monotonic(), worldsim.load(world)
+    began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.resize)
     made = model.loop(clip, frames, **sampling.options()).clip
     scores = {"seam_ratio": seam_ratio(made.frames), "jerk_ratio": jerk_ratio(made.frames)}
@@ -130,19 +141,17 @@ def animate(
     frames: int = 32,
     actions: str | None = None,
 ) -> None:
-    """Bring a single picture to life.
+    """Bring a single picture, or the first frame of a clip, to life.
 
-    Example: worldsim animate pong picture.png --out moving.mp4 --frames 32 --resize
+    Example: worldsim animate pong pong:0 --out moving.mp4 --frames 32
 
     Args:
       frames: how many to make.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    import worldsim
-
-    began, model = time.monotonic(), worldsim.load(world)
+    began, model = _begin(world, output)
     clip = read_input(image, model, resize=output.resize)
-    made = model.animate(clip, frames, actions=read_actions(actions, model), **sampling.options())
+    made = model.animate(clip[:1], frames, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames})
 
 
@@ -155,10 +164,9 @@ def reconstruct(
 
     Example: worldsim reconstruct pong pong:0 --out seen.mp4 --json
     """
-    import worldsim
     from worldsim.ops.scores import PSNR_CAP, psnr, ssim
 
-    began, model = time.monotonic(), worldsim.load(world)
+    began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.resize)
     seen = model.reconstruct(clip)
     scores = {
@@ -224,7 +232,7 @@ def make_ale(
 
 def make_sprites(
     out: Path = Path("data/sprites"),
-    size: int = 32,
+    size: Literal[32, 64] = 32,
     sprites: int = 2,
     falling: bool = False,
     episodes: int = 1000,
@@ -238,7 +246,7 @@ def make_sprites(
 
     Args:
       out: folder of the dataset.
-      size: height and width of a frame, 32 or 64.
+      size: height and width of a frame.
       sprites: 1 to 3; the actions push the first.
       falling: gravity and an inelastic floor, so that time has a direction.
       episodes: in the training split.
@@ -266,8 +274,9 @@ def data() -> None:
 
 def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
     """The verb ``train``, with the defaults of the config file that the arguments name."""
-    path = next((word for word in args if word.endswith(".py")), None)
-    defaults = TrainConfig() if path is None else load_config(path)
+    pairs = zip(("", *args), args, strict=False)
+    words = [word for before, word in pairs if not word.startswith("-") and not before.startswith("--")]
+    defaults = load_config(words[0]) if words else TrainConfig()
 
     def train(
         config: Annotated[Path, *positional("A Python file with get_config(); it is executed.")],
@@ -285,7 +294,8 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
         """
         from worldsim.train.run import train as run
 
-        del config
+        if words[:1] != [str(config)]:
+            raise ValueError(f"{config}: give the config right after the word train.")
         print(run(overrides, workdir, stage=stage))
 
     return train

@@ -15,12 +15,11 @@ from worldsim.data.sheet import contact_sheet
 from worldsim.data.video import write_video
 from worldsim.generate.extend import Generated, World
 from worldsim.generate.requests import extend_request, infill_request, loop_request
-from worldsim.ops.scores import jerk_ratio, motion_ratio, psnr, seam_ratio
+from worldsim.ops.scores import PSNR_CAP, jerk_ratio, motion_ratio, psnr, seam_ratio
 from worldsim.types import Clip
 
 KNOWN, NEW, GAP = 16, 32, 16
-CAP = 50.0
-"""Frames known at one end, frames to make from there, frames of the gap; dB at which PSNR is capped."""
+"""Frames known at one end, frames to make from there, frames of the gap."""
 
 
 def run_demo(
@@ -70,7 +69,7 @@ def run_demo(
     sheet = _sheet(made, clips)
     write_video(out / "contact_sheet.png", sheet[None], scale=1)
     report["seconds"] = round(time.monotonic() - began, 2)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report
 
 
@@ -94,10 +93,6 @@ def _requests(model: World) -> dict[str, Callable[[Clip], Any]]:
     }
 
 
-def _capped(frames: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    return np.asarray(psnr(frames, truth, cap=CAP))
-
-
 def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str, Any]:
     """Scores of all verbs; see :func:`run_demo`."""
     total = KNOWN + NEW
@@ -116,7 +111,7 @@ def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str
             "psnr_copy_nearest": (np.stack(nearest), truth[gap]),
         }
         for name, (frames, target) in pairs.items():
-            rows.setdefault(name, []).append(_capped(frames, target))
+            rows.setdefault(name, []).append(np.asarray(psnr(frames, target, cap=PSNR_CAP)))
     report: dict[str, Any] = {
         name: np.mean(values, axis=0).round(3).tolist() for name, values in rows.items()
     }
@@ -128,8 +123,9 @@ def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str
         "motion_ratio": [motion_ratio(frames, real) for frames in loops],
     }
     for name, values in each.items():
-        report[name] = round(float(np.mean(values)), 4)
-        report[f"{name}_each"] = np.round(values, 4).tolist()
+        finite = np.isfinite(values)  # a loop of a clip that stands still has no ratio
+        report[name] = round(float(np.mean(values, where=finite)), 4) if finite.any() else None
+        report[f"{name}_each"] = [round(v, 4) if ok else None for v, ok in zip(values, finite, strict=True)]
     return report | {"clips": len(clips), "known": KNOWN, "new": NEW, "gap": GAP}
 
 

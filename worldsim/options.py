@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +103,13 @@ def read_actions(text: str | None, world: Any) -> Any:
     if text is None:
         return None
     if text.endswith(".npy"):
-        return np.load(text, allow_pickle=False)
+        try:
+            return np.atleast_1d(np.load(text, allow_pickle=False))
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"--actions {text}: can't be read as one plain array ({error}).") from error
     names, rows = world.config.dynamics.action.names, []
     for word in (part.strip() for part in text.split(",")):
-        if word.lstrip("-").isdigit():
+        if word.lstrip("-").isdigit() and abs(int(word)) < 2**31:
             rows.append(int(word))
         elif word in names:
             rows.append(names.index(word))
@@ -115,22 +120,37 @@ def read_actions(text: str | None, world: Any) -> Any:
     return np.asarray(rows, np.int32)
 
 
+def _meant(error: str) -> str:
+    """The field that was likely meant, where a config was given an unknown one."""
+    import worldsim.config as configs
+
+    wrong = re.search(r"unexpected keyword argument '(\w+)'", error)
+    kinds = [kind for kind in vars(configs).values() if dataclasses.is_dataclass(kind)]
+    names = sorted({field.name for kind in kinds for field in dataclasses.fields(kind)})
+    close = difflib.get_close_matches(wrong[1], names, n=1) if wrong else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def load_config(path: str | Path) -> TrainConfig:
     """Execute a config file and call its ``get_config``.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it has no ``get_config`` that returns a TrainConfig.
+      ValueError: it is no Python, names a field that no config has, or has no ``get_config`` that returns
+        a TrainConfig.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         raise FileNotFoundError(
             f"No config {path}; give a Python file with get_config(), such as configs/pong.py."
         )
     spec = importlib.util.spec_from_file_location(f"worldsim_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    config = module.get_config() if hasattr(module, "get_config") else None
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        config = module.get_config() if hasattr(module, "get_config") else None
+    except (TypeError, SyntaxError) as error:
+        raise ValueError(f"{path}: {str(error).rstrip('.')}{_meant(str(error)) or '.'}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"{path}: get_config() must return a worldsim.config.TrainConfig; got {type(config).__name__}."

@@ -130,7 +130,7 @@ def open_game(config: AleConfig) -> Any:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"Atari games need gymnasium and ale-py ({error}); install them with: "
-            "pip install 'worldsim[atari]'"
+            "pip install 'ale-py<0.13' gymnasium"
         ) from error
     games = roms.get_all_rom_ids()
     if config.game not in games:

@@ -9,6 +9,8 @@ prepared dataset in this form, its info included.
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -89,17 +91,25 @@ def read_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
                 if name not in (INFO_KEY, MEDIAN_KEY):
                     split, _, key = name.rpartition("/")
                     splits.setdefault(split or "train", {})[key] = file[name]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} can't be read as an .npz of plain arrays: {error}.") from error
     return splits
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether an ``.npz`` was written by :func:`save_arrays` with an info."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return INFO_KEY in file.files
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        return False
+
+
 def read_array_info(path: Path) -> DataInfo:
     """The info stored in an ``.npz`` by :func:`export_arrays`, else one worked out from its arrays."""
-    if path.exists():
+    if path.exists() and is_dataset(path):
         with np.load(path, allow_pickle=False) as file:
-            if INFO_KEY in file.files:
-                return info_from_json(json.loads(str(file[INFO_KEY])), file[MEDIAN_KEY])
+            return info_from_json(json.loads(str(file[INFO_KEY])), file[MEDIAN_KEY])
     return describe_arrays(path.stem, read_arrays(path))
 
 

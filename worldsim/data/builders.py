@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from worldsim.data.arrays import is_dataset
 from worldsim.data.episode import Episode, Statistics, pieces
 from worldsim.data.info import DataInfo, SplitInfo
 from worldsim.data.stores import VERSION, ArrayStore, RecordStore, load_tfds
@@ -95,12 +96,12 @@ def write_dataset(
             median=statistics.median(),
         )
         made = store.close(full)
-        _remove(root)
         if made.is_dir():
-            root.mkdir(parents=True)
+            _remove(root / VERSION)
+            root.mkdir(parents=True, exist_ok=True)
             made.rename(root / VERSION)
         else:
-            made.rename(root)
+            made.replace(root)
     finally:
         _remove(partial)
     return full
@@ -128,6 +129,8 @@ def check_out(out: Path, overwrite: bool) -> None:
             out.is_dir() and (any(out.glob("*/dataset_info.json")) or not any(out.iterdir()))
         ):
             raise FileExistsError(f"{out} exists and holds no dataset; choose an empty or new folder.")
+    elif out.exists() and not is_dataset(out):
+        raise FileExistsError(f"{out} exists and is no dataset; choose another file.")
     full = out.exists() and (out.is_file() or any(out.iterdir()))
     if full and not overwrite:
         raise FileExistsError(f"{out} already holds a dataset; pass overwrite (--overwrite) or another out.")

@@ -34,8 +34,12 @@ def make_ale(
     Raises:
       FileExistsError: ``out`` is there and ``overwrite`` is False.
       ModuleNotFoundError: gymnasium and ale-py, or tensorflow-datasets, are missing.
-      ValueError: the emulator has no such game.
+      ValueError: the emulator has no such game; a split of fewer frames than a record.
     """
+    if min(frames, test_frames) < records.minimum:
+        raise ValueError(
+            f"make_ale: {frames} frames, {test_frames} test_frames; give each {records.minimum} or more."
+        )
     check_out(Path(out), overwrite)
     names = ale.action_names(config)
     sizes = {"train": frames, "test": test_frames}

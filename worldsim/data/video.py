@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +66,8 @@ def write_video(
     """Write a clip to a file of the kind that its suffix names, making the folder where it lacks.
 
     Args:
-      path: ``.mp4``, ``.gif`` or ``.webm`` to look at (lossy), ``.png`` for a contact sheet, ``.npz`` for
-        the frames, actions and rate as they are.
+      path: ``.mp4``, ``.gif`` or ``.webm`` to look at (lossy), ``.png`` for a contact sheet (of one frame:
+        the picture), ``.npz`` for the frames, actions and rate as they are.
       clip: a clip or uint8 frames ``[t h w c]``.
       fps: frames per second; by default the clip's, else 15. A gif keeps time in hundredths of a second.
       scale: whole-number enlargement of movies and sheets, pixels staying squares; by default small
@@ -98,6 +99,22 @@ def write_video(
         case _:
             _write_movie(path, clip.frames, fps, scale)
     return path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuse before any work is done what :func:`write_video` could not write after it.
+
+    Raises:
+      ValueError: a suffix that can't be written.
+      ModuleNotFoundError: mediapy or its ffmpeg is missing and the suffix needs them.
+      OSError: the folder can't be made or written to.
+    """
+    path = Path(path)
+    if _suffix(path, WRITABLE, "written") not in (".npz", ".png"):
+        _mediapy(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: can't be written; give a file in a folder of yours.")
 
 
 def show_video(clip: Clip | Frames, *, fps: float | None = None, height: int = 256) -> None:
@@ -169,18 +186,20 @@ def _read_npz(path: Path) -> Clip:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a readable .npz without pickled objects ({error}).") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole .npz of plain arrays ({error}); write it anew.") from error
     unknown = sorted(set(arrays) - {"frames", "actions", "mask", "fps"})
     if "frames" not in arrays or unknown:
         raise ValueError(
             f"{path}: holds arrays {sorted(arrays)}; it must hold 'frames' (uint8 [t, height, width, 1 or "
             "3]) and may hold 'actions', 'mask' and 'fps'."
         )
-    fps = float(arrays["fps"]) if "fps" in arrays else None
+    mask = arrays.get("mask")
     try:
-        return Clip(arrays["frames"], arrays.get("actions"), arrays.get("mask"), fps)
-    except ValueError as error:
+        fps = float(arrays["fps"]) if "fps" in arrays else None
+        mask = None if mask is None else mask.astype(bool)
+        return Clip(arrays["frames"], arrays.get("actions"), mask, fps)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -230,6 +249,9 @@ def _write_movie(path: Path, frames: Frames, fps: float, scale: int | None) -> N
 def _write_sheet(path: Path, frames: Frames, scale: int | None, width: int = 16) -> None:
     from PIL import Image
 
+    if len(frames) == 1:
+        Image.fromarray(upscale(_rgb(frames), scale or 1)[0]).save(path)
+        return
     rows = [_rgb(frames)[i : i + width] for i in range(0, len(frames), width)]
     labels = [f"{i * width}+" for i in range(len(rows))] if len(rows) > 1 else None
     Image.fromarray(contact_sheet(rows, labels=labels, scale=scale)).save(path)

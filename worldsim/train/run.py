@@ -43,6 +43,7 @@ def check_data(config: TrainConfig, info: DataInfo) -> None:
             ("channels", info.channels, tokenizer.channels),
             ("action kind", info.action.kind, action.kind),
             ("action size", info.action.size, action.size),
+            ("action names", info.action.names or action.names, action.names or info.action.names),
         )
         if have != want and not (action.kind == "none" and name.startswith("action"))
     ]

@@ -1,0 +1,51 @@
+"""The sprite world at 32x32 with five actions: small enough to try things on.
+
+worldsim data make sprites --out data/sprites
+worldsim train configs/sprites.py --workdir runs/sprites
+"""
+
+from worldsim.config import (
+    ActionConfig,
+    DataConfig,
+    DynamicsConfig,
+    MixConfig,
+    OptimConfig,
+    StageConfig,
+    TokenizerConfig,
+    TokenizerLossConfig,
+    TrainConfig,
+    WorldConfig,
+)
+
+ACTIONS = ("none", "left", "right", "up", "down")
+
+
+def get_config() -> TrainConfig:
+    """A world of sprites: 4x4 codes a frame, one token each."""
+    return TrainConfig(
+        name="sprites",
+        world=WorldConfig(
+            tokenizer=TokenizerConfig(height=32, width=32, widths=(48, 96)),
+            dynamics=DynamicsConfig(
+                width=128, layers=3, heads=4, mlp=512, action=ActionConfig("discrete", 5, ACTIONS)
+            ),
+            fps=10.0,
+        ),
+        data=DataConfig(path="data/sprites"),
+        tokenizer=StageConfig(
+            steps=2000,
+            batch=16,
+            frames=2,
+            optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),
+            log_every=50,
+        ),
+        dynamics=StageConfig(
+            steps=3000,
+            batch=16,
+            frames=24,
+            optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
+            log_every=50,
+        ),
+        tokenizer_loss=TokenizerLossConfig(crop=16),
+        mix=MixConfig(chunks=16, queries=8),
+    )
