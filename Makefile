@@ -52,7 +52,7 @@ format: .venv/dev.stamp
 	$(BIN)/ruff format .
 
 tree: .venv/dev.stamp
-	$(BIN)/python scripts/tree.py --write
+	$(BIN)/python scripts/readme_tree.py --write
 
 install: .venv/core.stamp
 install-dev: .venv/dev.stamp

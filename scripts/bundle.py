@@ -25,6 +25,7 @@ from worldsim.worlds import clips
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS, LIMIT = 8, 16 * 2**20
 HORIZONS = (4, 8, 16, 32)
+RATIOS = ("seam_ratio", "jerk_ratio", "motion_ratio", "peak_ratio", "peak_ratio_real")
 START, END = "<!-- scores -->\n", "<!-- /scores -->"
 
 
@@ -57,7 +58,7 @@ def scores_of(report: dict, ceiling: float) -> dict:
         for name, values in report.items()
         if name.startswith("psnr_")
     }
-    ratios = {name: report[name] for name in ("seam_ratio", "jerk_ratio", "motion_ratio")}
+    ratios = {name: report[name] for name in RATIOS}
     return {"clips": report["clips"], "psnr_tokenizer": ceiling, **kept, **ratios}
 
 
@@ -81,7 +82,13 @@ def table(name: str, scores: dict) -> str:
             cells = [f"{scores[key][str(h)]:.1f}" if str(h) in scores[key] else "" for h in HORIZONS]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
     ratios = ", ".join(f"{r} {scores[f'{r}_ratio']:.2f}" for r in ("seam", "jerk", "motion"))
-    lines += ["", f"Loops of {NEW} frames against real play (1 is alike): {ratios}.", ""]
+    lines += [
+        "",
+        f"Loops of {NEW} frames against real play (1 is alike): {ratios}.",
+        f"The largest step anywhere in a loop is {scores['peak_ratio']:.1f} of its median steps, in real play "
+        f"{scores['peak_ratio_real']:.1f}.",
+        "",
+    ]
     return "\n".join(lines)
 
 

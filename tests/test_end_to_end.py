@@ -131,7 +131,7 @@ def files(clip, tmp_path_factory):
     return folder
 
 
-SCORES = {"loop": ("seam_ratio", "jerk_ratio", "motion_ratio"), "reconstruct": ("psnr", "ssim")}
+SCORES = {"loop": ("seam_ratio", "jerk_ratio", "peak_ratio", "motion_ratio"), "reconstruct": ("psnr", "ssim")}
 VERBS = {
     "forward": ("extend", "clip.npz", ["--frames", "4", "--actions", "up,right,none,4"], "forward.npz", 24),
     "backward": ("extend", "clip.npz", ["--frames", "4", "--direction", "backward"], "backward.gif", 24),

@@ -44,7 +44,7 @@ PICTURES = {
     "backward": (plans.backward(3, 2), [2, 1, 0], [-1, -2], 0),
     "infill": (plans.infill(2, 2, 2), [4, 5, 0, 1], [2, 3], 2),
     "keyframes": (plans.keyframes(1, 16), [0], [16, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15], 0),
-    "loop": (plans.loop(2, 8), [8, 9, 0, 1], [2, 3, 4, 5, 6, 7], 2),
+    "loop": (plans.loop(2, 8), [8, 9, 0, 1], [2, 7, 3, 6, 4, 5], 2),
     "forward in pairs": (plans.forward(2, 2, frames_per_chunk=2), [0, 2], [4, 6], 0),
     "loop in fours": (plans.loop(1, 3, frames_per_chunk=4), [12, 0], [4, 8], 1),
 }

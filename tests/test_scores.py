@@ -103,6 +103,9 @@ def test_a_dot_running_round_closes_and_one_that_jumps_or_turns_does_not():
     assert scores.seam_ratio(frozen_seam) == 0
     ramp = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     assert scores.seam_ratio(ramp) == 7  # back from 7 to 0 in steps of 1
+    assert scores.peak_ratio(ramp) == 7 and scores.peak_ratio(ramp, loop=False) == 1
+    hidden = np.roll(ramp, 4, axis=0)
+    assert scores.seam_ratio(hidden) == 1 and scores.peak_ratio(hidden) == 7
 
 
 def test_a_still_clip_has_no_motion_and_ratios_over_nothing_are_told():
@@ -117,6 +120,7 @@ def test_a_still_clip_has_no_motion_and_ratios_over_nothing_are_told():
     ("call", "match"),
     [
         (lambda: scores.seam_ratio(dot([1])), "1 frames; it takes at least 2"),
+        (lambda: scores.peak_ratio(dot([1])), "1 frames; it takes at least 2"),
         (lambda: scores.jerk_ratio(dot([1, 2])), "2 frames; it takes at least 3"),
         (lambda: scores.motion_ratio(dot([1, 2]), [dot([1])]), "1 real clips with no pair"),
     ],

@@ -122,12 +122,12 @@ def loop(
     Args:
       frames: of the whole loop.
     """
-    from worldsim.ops.scores import jerk_ratio, motion_ratio, seam_ratio
+    from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
 
     began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.resize)
     made = model.loop(clip, frames, **sampling.options()).clip
-    scores = {"seam_ratio": seam_ratio(made.frames), "jerk_ratio": jerk_ratio(made.frames)}
+    scores = {ratio.__name__: ratio(made.frames) for ratio in (seam_ratio, jerk_ratio, peak_ratio)}
     if len(clip) > 1:
         scores["motion_ratio"] = motion_ratio(made.frames, [clip.frames])
     _finish(made, output, began, {name: round(value, 4) for name, value in scores.items()})

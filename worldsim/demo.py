@@ -15,7 +15,7 @@ from worldsim.data.sheet import contact_sheet
 from worldsim.data.video import write_video
 from worldsim.generate.extend import Generated, World
 from worldsim.generate.requests import extend_request, infill_request, loop_request
-from worldsim.ops.scores import PSNR_CAP, jerk_ratio, motion_ratio, psnr, seam_ratio
+from worldsim.ops.scores import PSNR_CAP, jerk_ratio, motion_ratio, peak_ratio, psnr, seam_ratio
 from worldsim.types import Clip
 
 KNOWN, NEW, GAP = 16, 32, 16
@@ -120,6 +120,8 @@ def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str
     each = {
         "seam_ratio": [seam_ratio(frames) for frames in loops],
         "jerk_ratio": [jerk_ratio(frames) for frames in loops],
+        "peak_ratio": [peak_ratio(frames) for frames in loops],
+        "peak_ratio_real": [peak_ratio(frames[:NEW], loop=False) for frames in real],
         "motion_ratio": [motion_ratio(frames, real) for frames in loops],
     }
     for name, values in each.items():
@@ -167,5 +169,5 @@ def summary(report: dict[str, Any]) -> str:
             f"mean of 1 to {horizon:<6}"
             + "".join(f"{v:>{w}.2f}" for v, w in zip(values, (9, 11, 10, 12), strict=True))
         )
-    ratios = (f"{name} {report[f'{name}_ratio']:.2f}" for name in ("seam", "jerk", "motion"))
+    ratios = (f"{name} {report[f'{name}_ratio']:.2f}" for name in ("seam", "jerk", "peak", "motion"))
     return "\n".join([*lines, f"loops: {', '.join(ratios)};  {report['seconds']:.0f} s"])

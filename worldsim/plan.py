@@ -6,7 +6,7 @@ Forward, backward, infilling and loops are the same model and the same rollout w
     backward    2  1  0 | -1 -2          (times, in the order in which chunks enter)
     infill      4  5  0  1 |  2  3       suffix first: what was given never changes
     keyframes   0 | 16  8  4 12 ...
-    loop        8  9  0  1 |  2 ... 7    the opening, known twice: at t + N and at t
+    loop        8  9  0  1 |  2  7  3 ... the opening, known twice: at t + N and at t
 """
 
 from __future__ import annotations
@@ -110,13 +110,18 @@ def keyframes(known: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
 
 
 def loop(opening: int, total: int, *, frames_per_chunk: int = 1) -> Plan:
-    """A loop of ``total`` chunks whose first ``opening`` are known, at their time and one round later."""
+    """A loop of ``total`` chunks whose first ``opening`` are known, at their time and one round later.
+
+    The others are generated from both ends by turns and meet in the middle, so that the step over the seam is
+    one that the model has made with both its sides in view.
+    """
     if not 1 <= opening < total:
         raise ValueError(f"A loop of {total} chunks with {opening} known ones; give from 1 to {total - 1}.")
-    start = np.arange(opening)
+    start, middle = np.arange(opening), np.arange(opening, total)
+    from_an_end = np.minimum(middle - opening, total - 1 - middle)
     return make_plan(
         np.concatenate([total + start, start]),
-        np.arange(opening, total),
+        middle[np.argsort(from_an_end, kind="stable")],
         frames_per_chunk=frames_per_chunk,
         pinned=opening,
     )

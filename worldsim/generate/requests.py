@@ -147,12 +147,15 @@ def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actio
         given = given.copy()
         given[0, 0] = first[0]  # type: ignore[index]
         opening = dataclasses.replace(opening, actions=given.reshape(pins * f, *given.shape[2:]))
-    start = np.arange(pins)
+    plan, start = plans.loop(pins, total, frames_per_chunk=f), np.arange(pins)
+    rows = by_chunk(fresh, total - pins, config)
+    if rows is not None:
+        rows = rows[(plan.times[~plan.known] // f).astype(int) - pins]
     return Request(
-        plan=plans.loop(pins, total, frames_per_chunk=f),
+        plan=plan,
         frames=opening.frames,
         sources=np.concatenate([start, start, np.full(total - pins, -1)]),
-        actions=_stack([given, given, by_chunk(fresh, total - pins, config)]),
+        actions=_stack([given, given, rows]),
         before=opening,
         after=None,
     )

@@ -92,6 +92,19 @@ def seam_ratio(frames: Shaped[np.ndarray, "t h w c"]) -> float:
     return _ratio(seam, np.median(frame_differences(frames)))
 
 
+def peak_ratio(frames: Shaped[np.ndarray, "t h w c"], *, loop: bool = True) -> float:
+    """Largest step in units of the median step: a jump that a loop hides away from its seam shows here.
+
+    Args:
+      frames: a loop, or a piece of real play of the same length to compare it with.
+      loop: whether the step from the last frame to the first counts.
+    """
+    _at_least("peak_ratio", frames, 2)
+    inside = frame_differences(frames)
+    seam = np.abs(np.asarray(frames[0], np.float64) - frames[-1]).mean() if loop else 0.0
+    return _ratio(max(seam, inside.max()), np.median(inside))
+
+
 def jerk_ratio(frames: Shaped[np.ndarray, "t h w c"]) -> float:
     """Change of velocity over a loop's seam in units of its median: 1 is ideal, far above 1 a kick."""
     _at_least("jerk_ratio", frames, 3)
