@@ -85,8 +85,8 @@ def table(name: str, scores: dict) -> str:
     lines += [
         "",
         f"Loops of {NEW} frames against real play (1 is alike): {ratios}.",
-        f"The largest step anywhere in a loop is {scores['peak_ratio']:.1f} of its median steps, in real play "
-        f"{scores['peak_ratio_real']:.1f}.",
+        f"The largest step anywhere in a loop is {scores['peak_ratio']:.1f} of its median steps, "
+        f"in real play {scores['peak_ratio_real']:.1f}.",
         "",
     ]
     return "\n".join(lines)
