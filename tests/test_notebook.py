@@ -3,16 +3,15 @@
 import os
 from pathlib import Path
 
+import jupytext
+import nbclient
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.skipif(not (ROOT / "worldsim/worlds/pong/clips.npz").exists(), reason="no bundled world yet")
 @pytest.mark.parametrize("name", ["first_world"])
 def test_notebook_runs(name, tmp_path, monkeypatch):
-    jupytext = pytest.importorskip("jupytext")
-    nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("WORLDSIM_FAST", "1")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     notebook = jupytext.read(ROOT / "notebooks" / f"{name}.py")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts import tree
+from scripts import readme_tree
 from worldsim import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,21 +27,17 @@ SHELL = [
 ]
 COMMANDS = [shlex.split(line, comments=True) for line in SHELL if line.startswith("worldsim ")]
 
-no_world = pytest.mark.skipif(
-    not (ROOT / "worldsim/worlds/pong/clips.npz").exists(), reason="no bundled world yet"
-)
-
 
 @pytest.mark.law
 def test_the_tree_is_that_of_the_package():
-    assert tree.refreshed(TEXT) == TEXT, "run: make tree"
+    assert readme_tree.refreshed(TEXT) == TEXT, "run: make tree"
 
 
 @pytest.mark.law
 def test_a_changed_caption_is_seen():
-    caption = tree.caption(ROOT / "worldsim/types.py")
+    caption = readme_tree.caption(ROOT / "worldsim/types.py")
     changed = TEXT.replace(caption, "Something else")
-    assert changed != TEXT and tree.refreshed(changed) != changed
+    assert changed != TEXT and readme_tree.refreshed(changed) != changed
 
 
 def test_every_verb_is_shown():
@@ -80,7 +76,6 @@ def test_snippets_compile(code):
     assert ast.parse(code).body
 
 
-@no_world
 @pytest.mark.slow
 def test_snippets_and_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
