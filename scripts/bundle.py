@@ -12,13 +12,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import worldsim
 from worldsim.checkpoint import load_world, save_world
 from worldsim.data.episode import Episode
 from worldsim.data.source import open_source
-from worldsim.demo import KNOWN, NEW, run_demo
+from worldsim.demo import KNOWN, NEW, demo_requests, run_demo
 from worldsim.ops.scores import PSNR_CAP, psnr
 from worldsim.worlds import clips
 
@@ -51,6 +52,39 @@ def tokenizer_psnr(name: str) -> float:
     return round(float(np.mean(rows)), 3)
 
 
+def ball(frames: np.ndarray, median: np.ndarray) -> np.ndarray:
+    """Row and column of Pong's ball in frames ``[t 64 64 3]``, NaN where there is none.
+
+    It is the mean of the field's bright pixels that are not so in the median frame.
+    """
+    found, field = np.full((len(frames), 2), np.nan), slice(12, 58)
+    odd = np.abs(frames[:, field].astype(int) - median[field]).max(-1) > 60
+    for i, bright in enumerate(odd & (frames[:, field].min(-1) > 140)):
+        if bright.any():
+            found[i] = np.argwhere(bright).mean(0)
+    return found
+
+
+def ball_scores(name: str, within: float = 3.0) -> dict[str, dict[str, float]]:
+    """For the demo's two extensions: of frames with a ball, the share that has it within some pixels; and how
+    many frames have a ball at all, in truth and as made."""
+    world, held = worldsim.load(name), clips(name)
+    median, out = world.statistics["median"], {}
+    for verb in ("forward", "backward"):
+        asked = [demo_requests(world)[verb](clip) for clip in held]
+        keys = jax.random.split(jax.random.key(0), len(asked))
+        made = [one.clip.frames for one in world.run(asked, world.dials(8, 1.0), keys=keys)]
+        new = slice(KNOWN, KNOWN + NEW) if verb == "forward" else slice(NEW - 1, None, -1)
+        both = ([clip.frames for clip in held], made)
+        truth, drawn = (np.stack([ball(frames[new], median) for frames in part]) for part in both)
+        near = np.linalg.norm(truth - drawn, axis=-1) <= within
+        there, seen = np.isfinite(truth[..., 0]), np.isfinite(drawn[..., 0])
+        rates = {str(h): float(near[:, :h][there[:, :h]].mean()) for h in HORIZONS}
+        rates |= {"seen": float(seen.mean()), "seen_in_truth": float(there.mean())}
+        out[f"ball_{verb}"] = {key: round(value, 3) for key, value in rates.items()}
+    return out
+
+
 def scores_of(report: dict, ceiling: float) -> dict:
     """What the provenance keeps of a demo's report: ratios, and means over the first frames."""
     kept = {
@@ -81,6 +115,10 @@ def table(name: str, scores: dict) -> str:
         for label, key in ((f"**{title}**", mine), (other, baseline)):
             cells = [f"{scores[key][str(h)]:.1f}" if str(h) in scores[key] else "" for h in HORIZONS]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    for verb in ("forward", "backward"):
+        if rates := scores.get(f"ball_{verb}"):
+            cells = [f"{100 * rates[str(h)]:.0f} %" for h in HORIZONS]
+            lines.append(f"| ball within 3 pixels, {verb} | " + " | ".join(cells) + " |")
     ratios = ", ".join(f"{r} {scores[f'{r}_ratio']:.2f}" for r in ("seam", "jerk", "motion"))
     lines += [
         "",
@@ -110,6 +148,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as out:
         report = run_demo(out, world=args.name)
     scores = scores_of(report, tokenizer_psnr(args.name))
+    if (provenance["data"].get("source") or {}).get("game") == "pong":
+        scores |= ball_scores(args.name)
     hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]
     provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}, "scores": scores}
     save_world(folder, provenance=provenance, **store)

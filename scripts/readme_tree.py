@@ -6,9 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- tree -->\n", "<!-- /tree -->"
-TOP = ("types.py", "config.py", "plain.py", "plan.py", "progress.py", "ops", "parallel", "models", "data")
-TOP += ("checkpoint.py", "generate", "envs.py", "train", "cli.py", "options.py", "demo.py", "bench.py")
-TOP += ("play", "worlds")
+TOP = ("types.py", "config", "plain.py", "plan.py", "progress.py", "ops", "parallel", "models", "data")
+TOP += ("checkpoint.py", "generate", "train", "cli.py", "options.py", "demo.py", "worlds")
 
 
 def caption(path: Path) -> str:

@@ -20,7 +20,7 @@ visible = jax.jit(attention.visible)
 
 
 def law(q, k):
-    """The sentence in DESIGN.md, word by word."""
+    """The sentence in the docstring of ops/attention.py, word by word."""
     (q_segment, q_order, q_stream), (k_segment, k_order, k_stream) = q, k
     if k_segment == PADDING or q_segment != k_segment:
         return False

@@ -15,6 +15,7 @@ from worldsim import plan as plans
 from worldsim.generate import rollout
 from worldsim.generate.prefill import blocks, prefill
 from worldsim.models.dynamics import Chunks, Dynamics
+from worldsim.models.world import split_module
 from worldsim.ops import rope
 from worldsim.ops.attention import KNOWN, QUERY
 
@@ -86,9 +87,9 @@ predict = jax.jit(Dynamics.predict)
 commit = jax.jit(Dynamics.commit)
 
 
-def cached(world, plan, known, query, rows, *, seed=0):
+def cached(world, plan, known, query, rows, *, seed=0, model=None):
     """Logits of each generated row from the cache, its true codes committed after it is asked."""
-    model = tiny.model("dynamics", world)
+    model = tiny.model("dynamics", world) if model is None else model
     graph, params = nnx.split(model)
     cache = model.empty_cache(known.codes.shape[0])
     slots = np.random.default_rng(seed).permutation(CONTEXT)[: len(plan)]  # any slot will do
@@ -117,16 +118,28 @@ def test_cached_generation_equals_the_two_stream_pass(world, plan):
     np.testing.assert_allclose(cached(world, plan, known, query, rows), full, atol=1e-4)
 
 
+def test_bfloat16_is_near_float32_in_both_passes():
+    world, plan = WORLDS["one frame"], PLANS["infill"]
+    known, rows = known_stream(world, plan), np.flatnonzero(~plan.known)
+    query = masked(known, rows)
+    exact = np.asarray(two_stream(tiny.model("dynamics", world), known, query))
+    graph, _ = split_module("dynamics", world, dtype=jnp.bfloat16)
+    half = nnx.merge(graph, tiny.params("dynamics", world))
+    for logits in (two_stream(half, known, query), cached(world, plan, known, query, rows, model=half)):
+        error = np.sqrt(np.mean((np.asarray(logits, np.float32) - exact) ** 2)) / exact.std()
+        assert 0 < error < 0.03
+
+
 @pytest.mark.parametrize("plan", PLANS.values(), ids=list(PLANS))
 @pytest.mark.parametrize("world", WORLDS.values(), ids=list(WORLDS))
 def test_the_rollout_equals_the_two_stream_pass(world, plan):
     """The likeliest codes in one pass: each chunk was drawn from the right cache, and stands in it."""
     given, model = known_stream(world, plan), tiny.model("dynamics", world)
     graph, params = nnx.split(model)
-    dials = rollout.Dials(jnp.int32(1), jnp.float32(0), jnp.float32(0))
+    dials = rollout.Dials(jnp.int32(1), jnp.float32(0))
     state = rollout.start(graph, params, keys=jax.random.split(jax.random.key(0), 2))
     state, codes = rollout.run(
-        graph, params, state, plan, codes=np.asarray(given.codes), dials=dials,
+        (graph, params), state, plan, codes=np.asarray(given.codes), dials=dials,
         actions=np.asarray(given.actions),
         conditions={name: np.asarray(a) for name, a in given.conditions.items()},
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import tiny
 import worldsim
 from worldsim import plan as plans
 from worldsim.generate import render, requests, rollout
+from worldsim.generate.check import check_clip, condition_rows
 from worldsim.generate.prefill import prefill
 from worldsim.generate.rollout import chunk_keys, rollout_block
 
@@ -231,7 +233,7 @@ def test_plans_that_a_cache_cannot_hold_are_refused(world):
     state = rollout.start(*world.dynamics, keys=KEY[None])
     blank = np.zeros((1, 8, 2, 2), np.int32)
     with pytest.raises(ValueError, match="7 known chunks beside 0 pinned ones in a cache of 6"):
-        rollout.run(*world.dynamics, state, plans.forward(7, 1), codes=blank, dials=world.dials(1, 0.0))
+        rollout.run(world.dynamics, state, plans.forward(7, 1), codes=blank, dials=world.dials(1, 0.0))
 
 
 def test_a_loop_returns_the_actions_that_it_was_told(world):
@@ -321,3 +323,56 @@ def test_a_world_round_trips_through_its_folder(world, tmp_path):
     half.save(tmp_path / "again", dtype="bfloat16")
     again = worldsim.load(tmp_path / "again")
     same(again.extend(clip, 6, key=KEY), half.extend(clip, 6, key=KEY))
+
+
+def test_conditions_reach_every_verb():
+    """A class and a vector that hold for a whole clip; left out, they are null."""
+    config = tiny.config(conditions=tiny.CONDITIONS)
+    world = tiny.make_world(config)
+    for call, _ in verbs(world).values():
+        plain = call(key=KEY, temperature=0.0)
+        same(plain, call(key=KEY, temperature=0.0, conditions={"class": -1, "speed": [np.nan, np.nan]}))
+        answers = [call(key=KEY, temperature=0.0, conditions={"class": i}).codes for i in range(4)]
+        assert len({codes.tobytes() for codes in answers}) > 1
+        differs(plain, call(key=KEY, temperature=0.0, conditions={"speed": [3.0, -3.0]}))
+    clip, told = tiny.make_clip(3), {"class": 2, "speed": [1.0, 2.0]}
+    part = world.extend(clip, 3, key=KEY, conditions=told)
+    same(world.extend(part, 4, conditions=told), world.extend(clip, 7, key=KEY, conditions=told))
+
+
+@pytest.mark.parametrize(
+    ("conditions", "match"),
+    [
+        ({"mood": 1}, r"no 'mood'; the world has \['class', 'speed'\]"),
+        ({"class": 4}, "class=4; give one class from 0 to 3, or -1"),
+        ({"class": 1.5}, "one class from 0 to 3"),
+        ({"speed": [1.0]}, r"speed is \[1\]; give 2 numbers"),
+    ],
+)
+def test_conditions_that_the_world_does_not_have_are_refused(conditions, match):
+    with pytest.raises(ValueError, match=match):
+        condition_rows(conditions, 3, tiny.config(conditions=tiny.CONDITIONS))
+
+
+def test_bare_frames_are_refused():
+    with pytest.raises(TypeError, match=r"extend: got ndarray; give a worldsim.Clip"):
+        inspect.unwrap(check_clip)(tiny.make_clip(2).frames, tiny.config(), verb="extend")
+
+
+def test_progress_counts_the_chunks_to_make_and_changes_nothing(world):
+    told, clip = [], tiny.make_clip(3)
+    watched = dataclasses.replace(world, progress=lambda done, total: told.append((done, total)))
+    same(watched.extend(clip, 20, key=KEY), world.extend(clip, 20, key=KEY))
+    assert told == [(8, 20), (16, 20), (20, 20)]
+
+
+def test_bfloat16_compute_keeps_the_laws(monkeypatch):
+    """As on a GPU or TPU."""
+    config, clip = tiny.config(), tiny.make_clip(4)
+    monkeypatch.setattr("worldsim.generate.extend.compute_dtype", lambda: jnp.dtype(jnp.bfloat16))
+    half = tiny.make_world(config)
+    whole = half.extend(clip, 7, key=KEY)
+    same(half.extend(half.extend(clip, 3, key=KEY), 4), whole)
+    assert whole.state.cache.keys[0].dtype == jnp.bfloat16
+    assert whole.codes.min() >= 0
+    assert whole.codes.max() < 9

@@ -21,8 +21,10 @@ from worldsim.config import (
     ConditionConfig,
     DynamicsConfig,
     MixConfig,
+    OptimConfig,
     StageConfig,
     TokenizerConfig,
+    TokenizerLossConfig,
     TrainConfig,
     WorldConfig,
 )
@@ -248,7 +250,10 @@ REFUSALS = {
     "action kind": (lambda: ActionConfig("none", 3), ["'none'", "size 3"]),
     "action size": (lambda: ActionConfig("discrete", 0), ["'discrete'", "size 0"]),
     "action names": (lambda: ActionConfig("discrete", 3, ("up", "down")), ["2 names for 3"]),
-    "condition": (lambda: ConditionConfig("mood", "class", 0), ["'mood'", "size 0"]),
+    "condition": (
+        lambda: ConditionConfig("mood", "class", 0),
+        ["size 0 must lie in [1, inf)"],
+    ),
     "chunk": (lambda: TokenizerConfig(frames_per_chunk=3), ["frames_per_chunk 3", "power of two"]),
     "stride": (lambda: TokenizerConfig(height=60), ["60x64", "stride 8", "resize"]),
     "widths": (lambda: TokenizerConfig(widths=()), ["widths ()"]),
@@ -258,7 +263,25 @@ REFUSALS = {
     "pinned": (lambda: DynamicsConfig(context=4, pinned=4), ["context 4, pinned 4"]),
     "noise": (lambda: DynamicsConfig(max_noise=1.0), ["max_noise 1.0"]),
     "grid": (lambda: WorldConfig(TokenizerConfig(height=24), DynamicsConfig(patch=2)), ["3x8", "patch 2"]),
-    "steps": (lambda: StageConfig(steps=0), ["steps 0", "at least 1"]),
+    "steps": (
+        lambda: StageConfig(steps=0, save_every=-3),
+        ["steps 0 must lie in [1, inf)"],
+    ),
+    "saves": (lambda: StageConfig(save_every=-3), ["save_every -3 must lie in [0, inf)"]),
+    "rates": (
+        lambda: OptimConfig(learning_rate=-1.0, warmup=-2),
+        ["OptimConfig: learning_rate -1.0 must lie in [0, inf), warmup -2"],
+    ),
+    "not a rate": (lambda: OptimConfig(learning_rate=float("nan")), ["learning_rate nan"]),
+    "average": (lambda: OptimConfig(ema=1.0), ["ema 1.0 must lie in [0, 1)"]),
+    "negative share": (lambda: MixConfig(forward=1.0, backward=-0.35), ["backward -0.35 must lie in [0, 1]"]),
+    "loss": (lambda: TokenizerLossConfig(haar=-1.0), ["haar -1.0"]),
+    "draws": (lambda: TokenizerLossConfig(soft=0.7, continuous=0.7), ["continuous 0.7 and soft 0.7"]),
+    "rate of frames": (lambda: WorldConfig(fps=0.0), ["fps 0.0 must lie in (0, inf)"]),
+    "conditions": (
+        lambda: DynamicsConfig(conditions=(ConditionConfig("mood"), ConditionConfig("mood"))),
+        ["['mood', 'mood']", "another name"],
+    ),
     "shares": (lambda: MixConfig(forward=0.6), ["sum to 1.05"]),
     "queries": (lambda: MixConfig(chunks=4, queries=4), ["4 query chunks of 4", "from 1 to 3"]),
     "context": (
@@ -295,3 +318,10 @@ def test_impossible_configs_are_refused_when_built(name):
         build()
     for word in words:
         assert word in str(caught.value)
+
+
+def test_an_unknown_schedule_is_refused():
+    config = OptimConfig()
+    object.__setattr__(config, "schedule", "step")  # past the type checks that tests put around configs
+    with pytest.raises(ValueError, match="schedule 'step'; take 'wsd' or 'cosine'"):
+        config.__post_init__()

@@ -155,8 +155,8 @@ def test_backward_on_falling_sprites_rises_into_the_past(tmp_path):
         codes = np.zeros((len(known), len(plan), 1, 1), np.int32)
         codes[:, : known.shape[1], 0, 0] = known
         state = rollout.start(graph, params, keys=jax.random.split(jax.random.key(0), len(known)))
-        dials = Dials(jnp.int32(1), jnp.float32(1.0), jnp.float32(0.0))
-        return rollout.run(graph, params, state, plan, codes=codes, dials=dials)[1][..., 0, 0]
+        dials = Dials(jnp.int32(1), jnp.float32(1.0))
+        return rollout.run((graph, params), state, plan, codes=codes, dials=dials)[1][..., 0, 0]
 
     rest = np.full((64, 3), FLOOR)
     past = generate(plans.backward(3, 13), rest)[:, ::-1]

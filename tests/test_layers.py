@@ -17,12 +17,12 @@ ROWS = {
     **dict.fromkeys(("ops", "parallel"), 2),
     "models": 3,
     **dict.fromkeys(("data", "checkpoint"), 4),
-    **dict.fromkeys(("generate", "envs"), 5),
+    "generate": 5,
     "train": 6,
-    **dict.fromkeys(("", "cli", "options", "demo", "bench", "play", "worlds"), 7),  # "" is worldsim itself
+    **dict.fromkeys(("", "cli", "options", "demo", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {
-    *("IPython", "PIL", "ale_py", "array_record", "av", "grain", "gymnasium", "imageio_ffmpeg"),
+    *("IPython", "PIL", "ale_py", "array_record", "grain", "gymnasium", "imageio_ffmpeg"),
     *("matplotlib", "mediapy", "rich", "safetensors", "tensorboardX", "tensorflow_datasets", "tyro"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -37,7 +37,7 @@ def name_of(path, root=PACKAGE):
 def row_of(module):
     part = module.removeprefix("worldsim").removeprefix(".").split(".")[0]
     if part not in ROWS:
-        raise AssertionError(f"{module} is in no row; give {part!r} one in ROWS and in the design's table")
+        raise AssertionError(f"{module} is in no row; give {part!r} one in ROWS")
     return ROWS[part]
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import io
 import re
 import shlex
@@ -13,6 +14,7 @@ from PIL import Image
 
 from scripts import readme_tree
 from worldsim import cli
+from worldsim.data.video import read_video
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -74,6 +76,48 @@ def test_make_targets_and_files_exist():
 @pytest.mark.parametrize("code", PYTHON)
 def test_snippets_compile(code):
     assert ast.parse(code).body
+
+
+def test_examples_in_the_help_are_whole_commands(monkeypatch):
+    """Every ``Example:`` is parsed by its own verb, all options given; the verbs themselves do nothing."""
+    called = []
+    monkeypatch.chdir(ROOT)
+    for table in (cli.VERBS, cli.MAKERS):
+        for name, verb in list(table.items()):
+            if name == "train":
+                continue
+            quiet = functools.wraps(verb)(lambda name=name, **_: called.append(name))
+            monkeypatch.setitem(table, name, quiet)
+    monkeypatch.setattr("worldsim.train.run.train", lambda *_, **__: called.append("train"))
+    verbs = {**cli.VERBS, **cli.MAKERS}
+    train = cli.train_verb(["configs/pong.py"])
+    for name, verb in verbs.items():
+        text = (train if name == "train" else verb).__doc__
+        for example in re.findall(r"Example: worldsim (.*)", text):
+            called.clear()
+            cli.main(shlex.split(example))
+            assert called == ["ale" if name == "data" else name]
+
+
+@pytest.mark.slow
+def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
+    """The commands under *Train a world of your own*, as they stand but with less of everything."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    few = {
+        ("data", "make", "ale"): ["--frames", "300", "--test-frames", "300"],
+        ("data", "make", "sprites"): ["--episodes", "16", "--test-episodes", "2"],
+        ("train",): [
+            *("--tokenizer.steps", "3", "--tokenizer.batch", "2", "--tokenizer.sample-every", "0"),
+            *("--dynamics.steps", "3", "--dynamics.batch", "2", "--dynamics.sample-every", "0"),
+        ],
+    }
+    way = [c[1:] for c in COMMANDS if c[1] in ("data", "train") or "runs/pong/world" in c]
+    assert len(way) == 5
+    for command in way:
+        less = next((extra for start, extra in few.items() if tuple(command[: len(start)]) == start), [])
+        cli.main([*command, *less])
+    assert len(read_video("after.mp4")) > 32
 
 
 @pytest.mark.slow

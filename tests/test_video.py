@@ -99,11 +99,11 @@ def broken(tmp_path):
         "noise.mp4": "ffmpeg can't decode it .*check that it is a whole .mp4",
         "noise.gif": "ffmpeg can't decode it",
         "noise.png": "can't be read as a picture .*save it anew as .png",
-        "noise.npz": "not a readable .npz",
+        "noise.npz": "not a whole .npz",
         "other.npz": r"holds arrays \['video'\]; it must hold 'frames'",
         "float.npz": r"uint8.*got float32 \[2, 4, 4, 3\]",
         "none.npz": "holds 0 frames; give a file with at least 1",
-        "pickled.npz": "not a readable .npz without pickled",
+        "pickled.npz": "not a whole .npz of plain arrays",
         "clip.avi": r"'.avi' can't be read; use .mp4, .gif",
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,7 +45,8 @@ def _begin(world: str, output: Output | None = None) -> tuple[float, Any]:
         check_writable(output.out)
     began = time.monotonic()
     note(f"loading {world}")
-    return began, worldsim.load(world)
+    model = worldsim.load(world)
+    return began, dataclasses.replace(model, progress=partial(Counter("making"), "chunks"))
 
 
 def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> None:
@@ -61,8 +64,8 @@ def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> 
 
 
 def extend(
-    world: Annotated[str, *positional(WORLD)],
-    input: Annotated[str, *positional(INPUT)],
+    world: Annotated[str, *positional("WORLD", WORLD)],
+    input: Annotated[str, *positional("INPUT", INPUT)],
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
@@ -86,9 +89,9 @@ def extend(
 
 
 def infill(
-    world: Annotated[str, *positional(WORLD)],
-    before: Annotated[str, *positional(INPUT)],
-    after: Annotated[str, *positional(INPUT)],
+    world: Annotated[str, *positional("WORLD", WORLD)],
+    before: Annotated[str, *positional("BEFORE", INPUT)],
+    after: Annotated[str, *positional("AFTER", INPUT)],
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
     frames: int = 16,
@@ -109,8 +112,8 @@ def infill(
 
 
 def loop(
-    world: Annotated[str, *positional(WORLD)],
-    input: Annotated[str, *positional(INPUT)],
+    world: Annotated[str, *positional("WORLD", WORLD)],
+    input: Annotated[str, *positional("INPUT", INPUT)],
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
@@ -127,15 +130,16 @@ def loop(
     began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.resize)
     made = model.loop(clip, frames, **sampling.options()).clip
-    scores = {ratio.__name__: ratio(made.frames) for ratio in (seam_ratio, jerk_ratio, peak_ratio)}
+    ratios = {"seam_ratio": seam_ratio, "jerk_ratio": jerk_ratio, "peak_ratio": peak_ratio}
+    scores = {name: ratio(made.frames) for name, ratio in ratios.items()}
     if len(clip) > 1:
         scores["motion_ratio"] = motion_ratio(made.frames, [clip.frames])
     _finish(made, output, began, {name: round(value, 4) for name, value in scores.items()})
 
 
 def animate(
-    world: Annotated[str, *positional(WORLD)],
-    image: Annotated[str, *positional(INPUT)],
+    world: Annotated[str, *positional("WORLD", WORLD)],
+    image: Annotated[str, *positional("IMAGE", INPUT)],
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
@@ -156,8 +160,8 @@ def animate(
 
 
 def reconstruct(
-    world: Annotated[str, *positional(WORLD)],
-    input: Annotated[str, *positional(INPUT)],
+    world: Annotated[str, *positional("WORLD", WORLD)],
+    input: Annotated[str, *positional("INPUT", INPUT)],
     output: Annotated[Output, FLAT],
 ) -> None:
     """A clip through the tokenizer and back: how well the world sees.
@@ -279,7 +283,7 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
     defaults = load_config(words[0]) if words else TrainConfig()
 
     def train(
-        config: Annotated[Path, *positional("A Python file with get_config(); it is executed.")],
+        config: Annotated[Path, *positional("CONFIG", "A Python file with get_config(); it is executed.")],
         workdir: Path,
         overrides: Annotated[TrainConfig, FLAT] = defaults,
         stage: Literal["tokenizer", "dynamics", "all"] = "all",
@@ -292,8 +296,10 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
           workdir: for checkpoints, logs, samples and, at the end, the world.
           stage: which to train; dynamics needs a trained tokenizer in the workdir.
         """
+        from worldsim.parallel import distributed
         from worldsim.train.run import train as run
 
+        distributed.start()
         if words[:1] != [str(config)]:
             raise ValueError(f"{config}: give the config right after the word train.")
         print(run(overrides, workdir, stage=stage))

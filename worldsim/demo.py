@@ -52,7 +52,7 @@ def run_demo(
     model, clips = World.load(world), bundled_clips(world)
     dials = model.dials(steps, temperature)
     made: dict[str, list[Generated]] = {}
-    for verb, request in _requests(model).items():
+    for verb, request in demo_requests(model).items():
         note(f"{verb}: {len(clips)} clips")
         keys = jax.random.split(jax.random.key(seed), len(clips))
         made[verb] = model.run([request(clip) for clip in clips], dials, keys=keys)
@@ -73,7 +73,7 @@ def run_demo(
     return report
 
 
-def _requests(model: World) -> dict[str, Callable[[Clip], Any]]:
+def demo_requests(model: World) -> dict[str, Callable[[Clip], Any]]:
     """What each verb is asked of a clip of KNOWN + NEW frames."""
     config = model.config
 
@@ -127,6 +127,7 @@ def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str
     for name, values in each.items():
         finite = np.isfinite(values)  # a loop of a clip that stands still has no ratio
         report[name] = round(float(np.mean(values, where=finite)), 4) if finite.any() else None
+        report[f"{name}_clips"] = int(finite.sum())
         report[f"{name}_each"] = [round(v, 4) if ok else None for v, ok in zip(values, finite, strict=True)]
     return report | {"clips": len(clips), "known": KNOWN, "new": NEW, "gap": GAP}
 
@@ -169,5 +170,11 @@ def summary(report: dict[str, Any]) -> str:
             f"mean of 1 to {horizon:<6}"
             + "".join(f"{v:>{w}.2f}" for v, w in zip(values, (9, 11, 10, 12), strict=True))
         )
-    ratios = (f"{name} {report[f'{name}_ratio']:.2f}" for name in ("seam", "jerk", "peak", "motion"))
+    ratios = (f"{name} {_mean(report, f'{name}_ratio')}" for name in ("seam", "jerk", "peak", "motion"))
     return "\n".join([*lines, f"loops: {', '.join(ratios)};  {report['seconds']:.0f} s"])
+
+
+def _mean(report: dict[str, Any], name: str) -> str:
+    """A mean of loops, and of how many where some have none."""
+    value, count, clips = report[name], report[f"{name}_clips"], report["clips"]
+    return ("none" if value is None else f"{value:.2f}") + ("" if count == clips else f" (of {count} loops)")

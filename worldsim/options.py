@@ -18,9 +18,9 @@ WORLD = "A world's folder, or the name of a bundled one."
 INPUT = "A .mp4 .gif .webm .npz or picture file, or NAME:I for clip I bundled with world NAME."
 
 
-def positional(text: str) -> tuple[Any, Any]:
-    """A positional argument with its help."""
-    return tyro.conf.Positional, tyro.conf.arg(help=text)
+def positional(name: str, text: str) -> tuple[Any, Any]:
+    """A positional argument with its name and its help."""
+    return tyro.conf.Positional, tyro.conf.arg(metavar=name, help=text)
 
 
 @dataclasses.dataclass(frozen=True)

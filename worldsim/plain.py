@@ -1,4 +1,4 @@
-"""Configs as plain JSON values, and back."""
+"""Configs as plain JSON values, and back; and whether their numbers are in range."""
 
 from __future__ import annotations
 
@@ -34,3 +34,22 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
         return value
 
     return kind(**{name: build(hints[name], value) for name, value in values.items()})
+
+
+def check_ranges(config: Any, **intervals: tuple[str, ...]) -> None:
+    """Refuse numbers outside their interval; called as ``check_ranges(self, **{"[0, 1)": ("ema", "b1")})``.
+
+    Raises:
+      ValueError: every field that is out of range, at once.
+    """
+    problems = []
+    for interval, names in intervals.items():
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        for name in names:
+            value = getattr(config, name)
+            above = value >= low if interval[0] == "[" else value > low
+            below = value <= high if interval[-1] == "]" else value < high
+            if not (above and below):
+                problems.append(f"{name} {value} must lie in {interval}")
+    if problems:
+        raise ValueError(f"{type(config).__name__}: {', '.join(problems)}.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from worldsim.config import ActionConfig, TokenizerConfig, WorldConfig
@@ -12,8 +15,11 @@ def check_clip(clip: Clip, config: WorldConfig, *, verb: str) -> None:
     """Refuse clips of another size or fewer frames than a chunk, or with actions that don't fit.
 
     Raises:
+      TypeError: bare frames.
       ValueError: everything that is wrong with the clip, at once.
     """
+    if not isinstance(clip, Clip):
+        raise TypeError(f"{verb}: got {type(clip).__name__}; give a worldsim.Clip(frames, actions).")
     tokenizer: TokenizerConfig = config.tokenizer
     problems = []
     size = clip.frames.shape[1:]
@@ -78,3 +84,29 @@ def chunk_count(frames: int, config: WorldConfig, *, verb: str) -> int:
         near = max(f, round(frames / f) * f)
         raise ValueError(f"{verb}: {frames} frames; the world makes {f} at a time: ask for {near}.")
     return frames // f
+
+
+def condition_rows(
+    conditions: Mapping[str, Any] | None, count: int, config: WorldConfig
+) -> dict[str, np.ndarray]:
+    """Conditions that hold for a whole clip, a row for each of ``count`` chunks: per name ``[count ...]``.
+
+    Raises:
+      ValueError: names that the world doesn't have, classes out of range, vectors of another length.
+    """
+    have, rows = {one.name: one for one in config.dynamics.conditions}, {}
+    for name, value in (conditions or {}).items():
+        if name not in have:
+            raise ValueError(f"conditions: no {name!r}; the world has {sorted(have) or 'none'}.")
+        array, size = np.asarray(value), have[name].size
+        if have[name].kind == "class":
+            if array.shape or array.dtype.kind not in "iu" or not -1 <= array < size:
+                raise ValueError(
+                    f"conditions: {name}={value!r}; give one class from 0 to {size - 1}, or -1 for none."
+                )
+            rows[name] = np.full(count, array, np.int32)
+        else:
+            if array.shape != (size,):
+                raise ValueError(f"conditions: {name} is {list(array.shape)}; give {size} numbers.")
+            rows[name] = np.tile(array.astype(np.float32), (count, 1))
+    return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,40 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int
 
 from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
 from worldsim.generate import requests, rollout
-from worldsim.generate.check import check_actions, check_clip, chunk_count
+from worldsim.generate.check import check_actions, check_clip, chunk_count, condition_rows
 from worldsim.generate.render import render, tokenize
-from worldsim.generate.requests import Direction, Request
-from worldsim.generate.rollout import Dials, RolloutState
+from worldsim.generate.requests import Direction, Generated, Request
+from worldsim.generate.rollout import Dials
 from worldsim.models.world import fill_params, split_module
 from worldsim.parallel.mesh import compute_dtype
 from worldsim.plan import make_plan
 from worldsim.types import Actions, Clip
 
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """What a verb gives back.
-
-    Attributes:
-      clip: the whole clip in the order of time; given frames are those that were given.
-      known: bool ``[t]``, True where a frame was given.
-      codes: ``[p h w]`` of the generated chunks, in the order of time.
-      state: where the rollout stands; ``world.extend(generated, ...)`` goes on from it.
-      times: float32 ``[p]``, the times of the generated chunks, in frames from the first frame seen.
-      direction: in which it can be continued, or None.
-    """
-
-    clip: Clip
-    known: np.ndarray
-    codes: Int[np.ndarray, "p h w"]
-    state: RolloutState
-    times: np.ndarray
-    direction: Direction | None
+Conditions = Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +36,8 @@ class World:
       tokenizer, dynamics: (graph, parameters) of each.
       statistics: of the training data, such as its median frame.
       provenance: data, hashes, steps, scores.
+      progress: told, while a verb runs, how many of the chunks to make are done; set it by
+        ``dataclasses.replace``.
     """
 
     config: WorldConfig
@@ -63,6 +45,7 @@ class World:
     dynamics: tuple[nnx.GraphDef, Any]
     statistics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
 
     @staticmethod
     def make(
@@ -80,7 +63,7 @@ class World:
             name: (split_module(name, config, dtype=dtype)[0], params[name])
             for name, dtype in (("tokenizer", None), ("dynamics", compute_dtype()))
         }
-        return World(config, **parts, statistics=statistics or {}, provenance=provenance or {})
+        return World(config, parts["tokenizer"], parts["dynamics"], statistics or {}, provenance or {})
 
     @staticmethod
     def load(path_or_name: str | Path) -> World:
@@ -115,6 +98,7 @@ class World:
         steps: int = 8,
         temperature: float = 1.0,
         key: jax.Array | None = None,
+        conditions: Conditions = None,
     ) -> Generated:
         """Continue a clip after its end, or before its beginning.
 
@@ -131,6 +115,7 @@ class World:
           steps: masked passes per chunk; more is slower and better.
           temperature: of sampling; 0 takes the likeliest codes and ignores the key.
           key: of all randomness; ``jax.random.key(0)`` by default, unused when going on.
+          conditions: what holds for all that is seen and made, by name: a class or a vector.
 
         Returns:
           The whole clip, given frames untouched.
@@ -146,11 +131,11 @@ class World:
                     f"extend: direction {direction!r} from a result that ran {clip.direction}; give its "
                     "clip instead to turn round."
                 )
-            return self._go_on(clip, frames, actions, dials)
+            return self._go_on(clip, frames, actions, dials, conditions)
         request = requests.extend_request(
             clip, frames, self.config, direction=direction or "forward", actions=actions
         )
-        return self.run([request], dials, keys=_keys(key))[0]
+        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
 
     def infill(
         self,
@@ -162,6 +147,7 @@ class World:
         steps: int = 8,
         temperature: float = 1.0,
         key: jax.Array | None = None,
+        conditions: Conditions = None,
     ) -> Generated:
         """Make the frames between two clips; with nothing after, this is :meth:`extend`.
 
@@ -169,7 +155,8 @@ class World:
         frame; what leads to the first frame after is its own first action. The rest is as in :meth:`extend`.
         """
         request = requests.infill_request(before, after, frames, self.config, actions=actions)
-        return self.run([request], self.dials(steps, temperature), keys=_keys(key))[0]
+        dials = self.dials(steps, temperature)
+        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
 
     def loop(
         self,
@@ -180,6 +167,7 @@ class World:
         steps: int = 8,
         temperature: float = 1.0,
         key: jax.Array | None = None,
+        conditions: Conditions = None,
     ) -> Generated:
         """Make a clip of ``frames`` frames whose end meets its beginning.
 
@@ -189,7 +177,8 @@ class World:
         clip's. The rest is as in :meth:`extend`.
         """
         request = requests.loop_request(clip, frames, self.config, actions=actions)
-        return self.run([request], self.dials(steps, temperature), keys=_keys(key))[0]
+        dials = self.dials(steps, temperature)
+        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
 
     def animate(self, image: Clip | np.ndarray, frames: int, **options: Any) -> Generated:
         """Continue a single image ``[h w c]`` uint8, or a one-frame clip; options as in :meth:`extend`.
@@ -226,21 +215,29 @@ class World:
             raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
         if not temperature >= 0:
             raise ValueError(f"temperature {temperature}; take 0 (the likeliest codes) or more.")
-        return Dials(jnp.int32(steps), jnp.float32(temperature), jnp.float32(0.0))
+        return Dials(jnp.int32(steps), jnp.float32(temperature))
 
-    def run(self, batch: Sequence[Request], dials: Dials, *, keys: jax.Array) -> list[Generated]:
+    def run(
+        self,
+        batch: Sequence[Request],
+        dials: Dials,
+        *,
+        keys: jax.Array,
+        conditions: Conditions = None,
+    ) -> list[Generated]:
         """Carry out requests of one plan as one batch; each comes out as it would alone.
 
         Args:
           batch: requests with equal plans (same verb, same numbers of frames).
           dials: from :meth:`dials`.
           keys: ``[len(batch)]`` typed keys.
+          conditions: as :meth:`extend` takes them.
 
         Raises:
           ValueError: plans that differ.
         """
         plan, sources = batch[0].plan, batch[0].sources
-        if any(not _same(r, batch[0]) for r in batch):
+        if any(not requests.same_plan(r, batch[0]) for r in batch):
             raise ValueError(
                 "run: the requests have different plans; give clips and frames of equal numbers."
             )
@@ -250,7 +247,10 @@ class World:
         rows = [r.actions for r in batch if r.actions is not None]
         actions = np.stack(rows) if rows else None
         state = rollout.start(*self.dynamics, keys=keys)
-        state, codes = rollout.run(*self.dynamics, state, plan, codes=codes, actions=actions, dials=dials)
+        state, codes = rollout.run(
+            self.dynamics, state, plan, codes=codes, actions=actions, dials=dials, progress=self.progress,
+            conditions=self._conditions(conditions, len(batch), len(plan)),
+        )  # fmt: skip
         new = np.flatnonzero(~plan.known)
         new = new[np.argsort(plan.times[new])]
         frames = render(*self.tokenizer, codes[:, new])
@@ -280,7 +280,19 @@ class World:
         actions = np.concatenate(rows) if len(rows) == len(parts) else None
         return Clip(np.concatenate([part.frames for part in parts]), actions, fps=fps)
 
-    def _go_on(self, done: Generated, frames: int, actions: Actions | None, dials: Dials) -> Generated:
+    def _conditions(self, conditions: Conditions, clips: int, chunks: int) -> dict[str, np.ndarray]:
+        """``[clips chunks ...]`` per name."""
+        rows = condition_rows(conditions, chunks, self.config)
+        return {name: np.broadcast_to(row, (clips, *row.shape)) for name, row in rows.items()}
+
+    def _go_on(
+        self,
+        done: Generated,
+        frames: int,
+        actions: Actions | None,
+        dials: Dials,
+        conditions: Conditions,
+    ) -> Generated:
         """More of an extension, from its kept state."""
         if done.direction is None:
             raise ValueError(
@@ -296,8 +308,9 @@ class World:
         rows = rows if onward or rows is None else rows[::-1]
         blank = np.zeros((1, new, *self.config.tokenizer.grid), np.int32)
         state, codes = rollout.run(
-            *self.dynamics, rollout.fork(done.state), plan, codes=blank, dials=dials,
-            actions=None if rows is None else rows[None],
+            self.dynamics, rollout.fork(done.state), plan, codes=blank, dials=dials,
+            actions=None if rows is None else rows[None], progress=self.progress,
+            conditions=self._conditions(conditions, 1, new),
         )  # fmt: skip
         request = Request(
             plan, np.zeros((0, *done.clip.frames.shape[1:]), np.uint8), np.full(new, -1), rows,
@@ -312,18 +325,6 @@ class World:
         return dataclasses.replace(
             out, known=np.concatenate(known), times=np.concatenate(times), codes=np.concatenate(both)
         )
-
-
-def _same(one: Request, other: Request) -> bool:
-    """Whether two requests can be carried out as one batch."""
-    pairs = (
-        (one.plan.times, other.plan.times),
-        (one.plan.known, other.plan.known),
-        (one.plan.pinned, other.plan.pinned),
-        (one.sources, other.sources),
-    )
-    equal = all(np.array_equal(a, b) for a, b in pairs)
-    return equal and (one.actions is None) == (other.actions is None)
 
 
 def _keys(key: jax.Array | None) -> jax.Array:

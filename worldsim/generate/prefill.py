@@ -44,7 +44,7 @@ class Rows:
     actions: Array | np.ndarray | None
     conditions: dict[str, Array | np.ndarray]
 
-    def chunks(self, *, stream: int, noise: Float[Array, ""] | float = 0.0) -> Chunks:
+    def chunks(self, *, stream: int) -> Chunks:
         """The rows as the model reads them."""
         b, r = self.codes.shape[:2]
         segment = jnp.where(self.real, 0, PADDING)
@@ -53,7 +53,7 @@ class Rows:
             codes=jnp.asarray(self.codes),
             times=jnp.broadcast_to(self.times, (b, r)),
             ids=jnp.broadcast_to(ids, (b, r, 3)),
-            noise=jnp.full((b, r), noise, jnp.float32),
+            noise=jnp.zeros((b, r), jnp.float32),
             actions=None if self.actions is None else jnp.asarray(self.actions),
             conditions={name: jnp.asarray(rows) for name, rows in self.conditions.items()},
         )

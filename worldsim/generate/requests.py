@@ -1,4 +1,4 @@
-"""A verb's request: the checked clip as a plan, with what is known of each of its chunks."""
+"""A verb's request, the checked clip as a plan with what is known of each of its chunks; and its answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jaxtyping import Int
 from worldsim import plan as plans
 from worldsim.config import WorldConfig
 from worldsim.generate.check import check_actions, check_clip, chunk_count
+from worldsim.generate.rollout import RolloutState
 from worldsim.types import Actions, Clip, Frames
 
 Direction = Literal["forward", "backward"]
@@ -36,6 +37,27 @@ class Request:
     before: Clip | None
     after: Clip | None
     direction: Direction | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What a verb gives back.
+
+    Attributes:
+      clip: the whole clip in the order of time; given frames are those that were given.
+      known: bool ``[t]``, True where a frame was given.
+      codes: ``[p h w]`` of the generated chunks, in the order of time.
+      state: where the rollout stands; ``world.extend(generated, ...)`` goes on from it.
+      times: float32 ``[p]``, the times of the generated chunks, in frames from the first frame seen.
+      direction: in which it can be continued, or None.
+    """
+
+    clip: Clip
+    known: np.ndarray
+    codes: Int[np.ndarray, "p h w"]
+    state: RolloutState
+    times: np.ndarray
+    direction: Direction | None
 
 
 def null_actions(count: int, config: WorldConfig) -> np.ndarray | None:
@@ -67,6 +89,18 @@ def _given(clip: Clip, config: WorldConfig, *, at: Literal["start", "end"], most
 
 def _stack(parts: list[np.ndarray | None]) -> np.ndarray | None:
     return None if parts[0] is None else np.concatenate(parts)  # type: ignore[arg-type]
+
+
+def same_plan(one: Request, other: Request) -> bool:
+    """Whether two requests can be carried out as one batch."""
+    pairs = (
+        (one.plan.times, other.plan.times),
+        (one.plan.known, other.plan.known),
+        (one.plan.pinned, other.plan.pinned),
+        (one.sources, other.sources),
+    )
+    equal = all(np.array_equal(a, b) for a, b in pairs)
+    return equal and (one.actions is None) == (other.actions is None)
 
 
 def extend_request(

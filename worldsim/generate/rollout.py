@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -28,12 +29,10 @@ class Dials:
     Attributes:
       steps: masked passes per chunk, from 1 to the number of codes in it.
       temperature: of the draws; 0 takes the likeliest and ignores the key.
-      noise: how corrupted generated chunks are declared to be when committed.
     """
 
     steps: Int[Array, ""]
     temperature: Float[Array, ""]
-    noise: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +127,7 @@ def rollout_block(
 
     def generate(cache, row):
         codes = draw_chunk(model, row, cache, chunk_keys(keys, row.times[0]), dials)
-        known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN, noise=dials.noise)
+        known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN)
         return model.commit(known, cache, row.slots), codes
 
     def one_row(i, carry):
@@ -142,8 +141,7 @@ def rollout_block(
 
 
 def run(
-    graph: nnx.GraphDef,
-    params: nnx.State,
+    model: tuple[nnx.GraphDef, nnx.State],
     state: RolloutState,
     plan: Plan,
     *,
@@ -151,17 +149,19 @@ def run(
     dials: Dials,
     actions: np.ndarray | None = None,
     conditions: dict[str, np.ndarray] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[RolloutState, Int[np.ndarray, "b p h w"]]:
     """Carry out a plan from a state: commit its known rows, generate the others.
 
     Args:
-      graph, params: the dynamics.
+      model: graph and parameters of the dynamics.
       state: where the rollout stands; its cache is consumed.
       plan: rows in the order of generation; times may continue those of an earlier plan.
       codes: a row per plan row; those of generated rows are ignored.
       dials: of sampling.
       actions: ``[b p f ...]`` or None for null actions.
       conditions: per name ``[b p ...]``; those left out are null.
+      progress: told how many of all generated chunks are done, one block late.
 
     Returns:
       The new state, and the codes of every row of the plan.
@@ -188,13 +188,18 @@ def run(
     out = np.array(codes, np.int32)
     cache, extras = state.cache, {"actions": actions, "conditions": conditions or {}, "context": context}
     for _, rows in blocks(plan, slots, np.flatnonzero(plan.known), codes=out, **extras):
-        cache = prefill(graph, params, cache, rows)
-    drawn = []
+        cache = prefill(*model, cache, rows)
+    drawn, new = [], int((~plan.known).sum())
     for index, rows in blocks(plan, slots, np.flatnonzero(~plan.known), codes=out, **extras):
-        cache, block = rollout_block(graph, params, cache, rows, state.keys, dials)
+        cache, block = rollout_block(*model, cache, rows, state.keys, dials)
+        if progress is not None and drawn:
+            drawn[-1][1].block_until_ready()
+            progress(sum(len(done) for done, _ in drawn), new)
         drawn.append((index, block))
     for index, block in drawn:  # read back only after every block is dispatched
         out[:, index] = np.asarray(block)[:, : len(index)]
+    if progress is not None and drawn:
+        progress(new, new)
     state = RolloutState(
         cache,
         state.keys,

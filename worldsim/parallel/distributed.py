@@ -1,4 +1,4 @@
-"""Several hosts as one program: start, who leads, who feeds what."""
+"""Several hosts as one program: start, and who leads."""
 
 from __future__ import annotations
 
@@ -40,17 +40,3 @@ def start(coordinator: str | None = None, *, processes: int | None = None, index
 def is_lead() -> bool:
     """Whether this process writes logs and samples."""
     return jax.process_index() == 0
-
-
-def rows_of_process(batch: int) -> slice:
-    """The rows of a global batch that this process reads.
-
-    Raises:
-      ValueError: the batch does not divide by the number of processes.
-    """
-    count, index = jax.process_count(), jax.process_index()
-    if batch % count:
-        raise ValueError(
-            f"A batch of {batch} does not divide over {count} processes; use a multiple of {count}."
-        )
-    return slice(index * batch // count, (index + 1) * batch // count)

@@ -140,6 +140,7 @@ def export_world(
             name: int(sum(np.size(leaf) for leaf in jax.tree.leaves(part))) for name, part in params.items()
         },
         "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
         "scores": {},
     }
     statistics = {} if info.median is None else {"median": info.median}

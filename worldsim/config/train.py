@@ -1,0 +1,199 @@
+"""How a world is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from worldsim.config.world import WorldConfig
+from worldsim.plain import check_ranges
+
+NATURAL, SHARE = "[1, inf)", "[0, 1]"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, a schedule, clipping and a moving average of the weights.
+
+    Attributes:
+      learning_rate: peak.
+      warmup: steps of linear warm-up.
+      schedule: ``wsd`` (warm-up, stable, linear decay over the last ``decay`` share) or ``cosine``.
+      decay: share of all steps in which ``wsd`` falls to zero.
+      weight_decay: decoupled, on matrices only.
+      clip: global gradient norm.
+      b1, b2: moment decay rates.
+      ema: decay of the averaged weights (they are what is shipped).
+    """
+
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    decay: float = 0.3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.99
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("wsd", "cosine"):
+            raise ValueError(f"OptimConfig: schedule {self.schedule!r}; take 'wsd' or 'cosine'.")
+        check_ranges(self, **{"[0, inf)": ("learning_rate", "warmup", "weight_decay"), "(0, inf)": ("clip",)})
+        check_ranges(self, **{SHARE: ("decay",), "[0, 1)": ("b1", "b2", "ema")})
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """How long and on what one stage trains.
+
+    Attributes:
+      steps: optimizer steps.
+      batch: clips per step, over all processes.
+      frames: frames per clip that the loader cuts.
+      optim: optimizer.
+      log_every, save_every, sample_every: in steps; 0 turns the last two off.
+    """
+
+    steps: int = 1000
+    batch: int = 8
+    frames: int = 1
+    optim: OptimConfig = OptimConfig()
+    log_every: int = 20
+    save_every: int = 500
+    sample_every: int = 500
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch", "frames", "log_every")
+        check_ranges(self, **{NATURAL: counts, "[0, inf)": ("save_every", "sample_every")})
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Weights of the tokenizer's loss terms, each on frames scaled to [-1, 1].
+
+    Attributes:
+      charbonnier, haar, temporal, ms_ssim: reconstruction terms.
+      rarity: weight of the squared error where truth or output differs from the data's median frame;
+        without it small moving things vanish.
+      commitment: weight of ``|z - q|^2``.
+      continuous: share of samples that the decoder draws from z instead of q.
+      soft: share that it draws from the unrounded q, through which the encoder learns where to put
+        small things before rounding can hide them.
+      crop: side in pixels of the squares trained on, cut around what differs from the median frame; a
+        multiple of the tokenizer's stride, or 0 for whole frames.
+    """
+
+    charbonnier: float = 1.0
+    haar: float = 0.5
+    temporal: float = 0.5
+    ms_ssim: float = 0.1
+    rarity: float = 100.0
+    commitment: float = 0.02
+    continuous: float = 0.1
+    soft: float = 0.2
+    crop: int = 0
+
+    def __post_init__(self) -> None:
+        terms = ("charbonnier", "haar", "temporal", "ms_ssim", "rarity", "commitment", "crop")
+        check_ranges(self, **{"[0, inf)": terms, SHARE: ("continuous", "soft")})
+        if self.continuous + self.soft > 1:
+            raise ValueError(
+                f"TokenizerLossConfig: continuous {self.continuous} and soft {self.soft} exceed 1 together."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class MixConfig:
+    """The order mix and the noise of dynamics training.
+
+    Attributes:
+      chunks: chunks per training plan, the known ones included; at most ``context + 1``.
+      queries: chunks of them that carry loss.
+      forward, backward, infill, shuffled, keyframes: shares of the generation orders.
+      null_actions: share of samples that lose their actions, half of them only from some row on.
+      null_conditions: share of samples trained without conditions.
+      clean: share of chunks in the known stream that are left uncorrupted.
+    """
+
+    chunks: int = 16
+    queries: int = 6
+    forward: float = 0.55
+    backward: float = 0.10
+    infill: float = 0.20
+    shuffled: float = 0.10
+    keyframes: float = 0.05
+    null_actions: float = 0.15
+    null_conditions: float = 0.15
+    clean: float = 0.5
+
+    def __post_init__(self) -> None:
+        shares = ("forward", "backward", "infill", "shuffled", "keyframes")
+        check_ranges(self, **{SHARE: (*shares, "null_actions", "null_conditions", "clean")})
+        total = self.forward + self.backward + self.infill + self.shuffled + self.keyframes
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"MixConfig: the shares of the orders sum to {total:.4f}; make them sum to 1.")
+        if not 1 <= self.queries < self.chunks:
+            raise ValueError(
+                f"MixConfig: {self.queries} query chunks of {self.chunks}; take from 1 to {self.chunks - 1}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from.
+
+    Attributes:
+      path: folder of a prepared dataset, or an ``.npz`` with arrays ``[episodes, t, ...]``.
+      split, eval_split: names of the splits.
+      threads: read threads of the loader.
+    """
+
+    path: str = "data/pong"
+    split: str = "train"
+    eval_split: str = "test"
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything a training run needs; a file in ``configs/`` returns one."""
+
+    name: str = "world"
+    seed: int = 0
+    world: WorldConfig = dataclasses.field(default_factory=WorldConfig)
+    data: DataConfig = DataConfig()
+    tokenizer: StageConfig = StageConfig()
+    dynamics: StageConfig = StageConfig(frames=16)
+    tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+    mix: MixConfig = MixConfig()
+
+    def __post_init__(self) -> None:
+        f = self.world.tokenizer.frames_per_chunk
+        crop, stride = self.tokenizer_loss.crop, self.world.tokenizer.stride
+        if crop % stride or not 0 <= crop <= min(self.world.tokenizer.height, self.world.tokenizer.width):
+            raise ValueError(
+                f"TrainConfig: tokenizer_loss.crop {crop}; take a multiple of the stride {stride} up to the "
+                f"frame's shorter side, such as {4 * stride}, or 0 for whole frames."
+            )
+        if self.mix.chunks > self.world.dynamics.context + 1:
+            raise ValueError(
+                f"TrainConfig: mix.chunks {self.mix.chunks} needs dynamics.context >= {self.mix.chunks - 1}; "
+                f"it is {self.world.dynamics.context}."
+            )
+        room = self.mix.chunks - self.world.dynamics.pinned - 1
+        if self.mix.queries > room:
+            raise ValueError(
+                f"TrainConfig: mix.queries {self.mix.queries} don't fit beside {self.world.dynamics.pinned} "
+                f"pinned chunks in plans of {self.mix.chunks}; take at most {room}."
+            )
+        if self.dynamics.frames < self.mix.chunks * f:
+            raise ValueError(
+                f"TrainConfig: dynamics.frames {self.dynamics.frames} is less than mix.chunks "
+                f"{self.mix.chunks} x frames_per_chunk {f}; raise it to at least {self.mix.chunks * f}."
+            )
+        if self.tokenizer.frames % f or self.dynamics.frames % f:
+            raise ValueError(
+                f"TrainConfig: tokenizer.frames {self.tokenizer.frames} and dynamics.frames "
+                f"{self.dynamics.frames} must divide by frames_per_chunk {f}."
+            )

@@ -1,0 +1,176 @@
+"""What a world is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from worldsim.plain import check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionConfig:
+    """What leads from one frame to the next.
+
+    Attributes:
+      kind: ``discrete`` (int32 ``[t]``), ``continuous`` (float32 ``[t a]``) or ``none``.
+      size: number of discrete actions, or length of the continuous vector.
+      names: names of the discrete actions, in order; may be empty.
+    """
+
+    kind: Literal["none", "discrete", "continuous"] = "none"
+    size: int = 0
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.kind == "none") != (self.size == 0):
+            raise ValueError(
+                f"ActionConfig: kind {self.kind!r} with size {self.size}; only 'none' takes size 0."
+            )
+        if self.names and (self.kind != "discrete" or len(self.names) != self.size):
+            raise ValueError(
+                f"ActionConfig: {len(self.names)} names for {self.size} {self.kind} actions; give "
+                "one name per discrete action or none."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionConfig:
+    """A per-chunk condition: a class (int, -1 is null) or a vector (NaN is null)."""
+
+    name: str = "class"
+    kind: Literal["class", "vector"] = "class"
+    size: int = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **{"[1, inf)": ("size",)})
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The chunk-local tokenizer: Haar front, residual convolutions, quantizer, and back.
+
+    Attributes:
+      height, width, channels: of a frame, in pixels.
+      frames_per_chunk: frames that share one grid of codes (1, 2, 4, ...).
+      haar_levels: spatial halvings by the parameter-free Haar front.
+      widths: channels per stage; each stage after the first halves the grid once more, so the
+        spatial stride is ``2 ** (haar_levels + len(widths) - 1)``.
+      blocks: residual blocks per stage.
+      cell_local: the encoder sees the pixels of each code alone, so that a small thing changes one or two
+        codes and leaves their neighbours as they are; the decoder always sees neighbours.
+      latent: unbounded latent channels (z and q live there).
+      levels: FSQ levels per digit; the codebook has their product.
+    """
+
+    height: int = 64
+    width: int = 64
+    channels: int = 3
+    frames_per_chunk: int = 1
+    haar_levels: int = 2
+    widths: tuple[int, ...] = (96, 128)
+    blocks: int = 2
+    cell_local: bool = True
+    latent: int = 8
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+
+    def __post_init__(self) -> None:
+        f = self.frames_per_chunk
+        if f < 1 or f & (f - 1):
+            raise ValueError(f"TokenizerConfig: frames_per_chunk {f}; use a power of two, such as 1 or 4.")
+        if not self.widths:
+            raise ValueError(f"TokenizerConfig: widths {self.widths}; give at least one.")
+        check_ranges(
+            self, **{"[1, inf)": ("height", "width", "channels", "latent"), "[0, inf)": ("haar_levels",)}
+        )
+        if self.height % self.stride or self.width % self.stride:
+            raise ValueError(
+                f"TokenizerConfig: frames of {self.height}x{self.width} don't divide by the stride "
+                f"{self.stride} = 2**(haar_levels + len(widths) - 1); resize to a multiple of "
+                f"{self.stride} or take a level or width away."
+            )
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"TokenizerConfig: FSQ levels {self.levels}; each must be at least 2.")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along each side."""
+        return 2 ** (self.haar_levels + len(self.widths) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes per chunk."""
+        return self.height // self.stride, self.width // self.stride
+
+    @property
+    def codebook(self) -> int:
+        """Number of distinct codes."""
+        return math.prod(self.levels)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsConfig:
+    """The chunk-causal transformer over codes.
+
+    Attributes:
+      width, layers, heads, mlp: transformer sizes; ``width / heads`` must divide by 8.
+      patch: codes along each side of a token; 2 makes four codes one token.
+      context: chunks a rollout keeps in its cache (and training sees before a chunk).
+      pinned: chunks of them that a rollout may keep for good: what lies beyond a gap, a loop's anchor.
+      max_noise: highest corruption level of the known stream in training.
+      rope_base: of the time rotation; see :mod:`worldsim.ops.rope`.
+      action: what leads from frame to frame.
+      conditions: per-chunk conditions besides the actions.
+    """
+
+    width: int = 192
+    layers: int = 4
+    heads: int = 6
+    mlp: int = 768
+    patch: int = 1
+    context: int = 15
+    pinned: int = 4
+    max_noise: float = 0.3
+    rope_base: float = 1000.0
+    action: ActionConfig = ActionConfig()
+    conditions: tuple[ConditionConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 8:
+            raise ValueError(
+                f"DynamicsConfig: width {self.width} over {self.heads} heads; the head width must "
+                "be a multiple of 8 (rotary pairs for time, row and column). "
+                f"Try width {8 * self.heads * max(1, round(self.width / 8 / self.heads))}."
+            )
+        if self.patch < 1 or self.width % self.patch**2:
+            raise ValueError(
+                f"DynamicsConfig: patch {self.patch} with width {self.width}; the width must divide by "
+                "patch * patch."
+            )
+        if self.layers < 1 or not 1 <= self.pinned < self.context:
+            raise ValueError(
+                f"DynamicsConfig: layers {self.layers}, context {self.context}, pinned {self.pinned}; "
+                "take at least 1 layer and pin from 1 to context - 1 chunks."
+            )
+        check_ranges(self, **{"[0, 1)": ("max_noise",), "[1, inf)": ("mlp",), "(1, inf)": ("rope_base",)})
+        names = [condition.name for condition in self.conditions]
+        if len(set(names)) < len(names):
+            raise ValueError(f"DynamicsConfig: conditions {names}; give each another name.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """The parts of a world, as they are stored beside its weights."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    fps: float = 15.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **{"(0, inf)": ("fps",)})
+        rows, columns = self.tokenizer.grid
+        if rows % self.dynamics.patch or columns % self.dynamics.patch:
+            raise ValueError(
+                f"WorldConfig: {rows}x{columns} codes don't divide by dynamics.patch {self.dynamics.patch}."
+            )
