@@ -40,8 +40,8 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=3000,
-            batch=16,
+            steps=2500,
+            batch=8,
             frames=24,
             optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
             log_every=50,
