@@ -3,8 +3,8 @@
     worldsim data make sprites --out data/sprites
     worldsim train configs/sprites.py --workdir runs/sprites
 
-Cost on two CPU cores: 4 minutes for the tokenizer, which reaches 37.5 dB, and under 30 for the dynamics. That is
-too little for a good world: sprites move but lose their shapes and colours, 17.9 dB over 4 held-out frames
+Cost on two CPU cores: 4 minutes for the tokenizer, which reaches 37.5 dB, and under 30 for the dynamics. That
+is too little for a good world: sprites move but lose their shapes and colours, 17.9 dB over 4 held-out frames
 forward where copying the last frame gets 18.0.
 """
 
