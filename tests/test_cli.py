@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from worldsim import cli
+from worldsim.cli.options import load_config, read_actions
 from worldsim.data.video import read_video, write_video
-from worldsim.options import load_config, read_actions
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,6 +14,7 @@ import pytest
 
 import worldsim
 from worldsim import cli
+from worldsim.cli import options
 from worldsim.data.make import make_sprites
 from worldsim.data.source import open_source
 from worldsim.data.sprites import ACTIONS, SpriteConfig
@@ -65,7 +66,7 @@ def run(data, tmp_path_factory):
     """A workdir in which both stages were trained, and its config."""
     folder = tmp_path_factory.mktemp("run")
     config = write_config(folder, data, samples=3)
-    assert train(cli.load_config(config), folder / "work") == folder / "work" / "world"
+    assert train(options.load_config(config), folder / "work") == folder / "work" / "world"
     return folder / "work", config
 
 
@@ -94,7 +95,7 @@ def test_training_leaves_logs_samples_checkpoints_and_a_world(run, data):
     assert told["steps"] == {"tokenizer": 3, "dynamics": 3}
     assert told["data"]["splits"]["test"]["hashes"]  # which episodes were held out
     assert told["train"]["data"]["path"] == str(data)
-    assert cli.load_config(config).world == worldsim.load(work / "world").config
+    assert options.load_config(config).world == worldsim.load(work / "world").config
 
 
 def test_every_verb_of_a_trained_world(world, clip):

@@ -15,7 +15,7 @@ import tiny
 from flax import nnx
 
 from worldsim import plan as plans
-from worldsim.cli import load_config
+from worldsim.cli.options import load_config
 from worldsim.config import (
     ActionConfig,
     ConditionConfig,

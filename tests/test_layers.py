@@ -19,7 +19,7 @@ ROWS = {
     **dict.fromkeys(("data", "checkpoint"), 4),
     "generate": 5,
     "train": 6,
-    **dict.fromkeys(("", "cli", "options", "demo", "worlds"), 7),  # "" is worldsim itself
+    **dict.fromkeys(("", "cli", "demo", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {
     *("IPython", "PIL", "ale_py", "array_record", "grain", "gymnasium", "imageio_ffmpeg"),
@@ -77,7 +77,7 @@ def climbs(source, module, modules):
 
 
 def in_cli(path):
-    return is_cli(path) or path == PACKAGE / "options.py"
+    return is_cli(path)
 
 
 def is_cli(path):

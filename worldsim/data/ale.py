@@ -317,11 +317,11 @@ def _play(
 ) -> dict[str, np.ndarray]:
     """One episode of at most ``limit`` frames; its waiting start is played but not recorded."""
     image, _ = env.reset(seed=int(rng.integers(2**31)))
-    for wait in range(int(rng.integers(1, 31)) + 60):
+    for left in range(int(rng.integers(30)) + 60, -1, -1):
         ball = game != "pong" or env.unwrapped.ale.getRAM()[PONG_BALL_X] > 0
-        if ball and wait > 0:
+        if ball and left <= 60:  # Pong serves within 60 frames
             break
-        image, _, over, cut, _ = env.step(0)
+        image, _, over, cut, _ = env.step(int(rng.integers(env.action_space.n)))
         if over or cut:
             image, _ = env.reset()
     ram = env.unwrapped.ale.getRAM()

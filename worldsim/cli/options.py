@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from worldsim.config import TrainConfig
 FLAT = tyro.conf.arg(name="")
 WORLD = "A world's folder, or the name of a bundled one."
 INPUT = "A .mp4 .gif .webm .npz or picture file, or NAME:I for clip I bundled with world NAME."
+
+
+def note(text: str) -> None:
+    """Progress goes to stderr."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def positional(name: str, text: str) -> tuple[Any, Any]:

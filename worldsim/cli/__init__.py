@@ -1,0 +1,36 @@
+"""The ``worldsim`` command: make data, train, and run worlds from the shell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from worldsim.cli.data import data, make_ale, make_sprites
+from worldsim.cli.options import note
+from worldsim.cli.train import train_verb
+from worldsim.cli.verbs import animate, demo, extend, infill, loop, reconstruct
+
+VERBS = {
+    "data": data, "train": train_verb(), "extend": extend, "infill": infill, "loop": loop, "animate": animate,
+    "reconstruct": reconstruct, "demo": demo,
+}  # fmt: skip
+MAKERS = {"ale": make_ale, "sprites": make_sprites}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb; mistakes end it with one clear line on stderr and status 2."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if args[:2] == ["data", "make"]:
+            tyro.extras.subcommand_cli_from_dict(dict(MAKERS), prog="worldsim data make", args=args[2:])
+        else:
+            verbs = VERBS | ({"train": train_verb(args[1:])} if args[:1] == ["train"] else {})
+            tyro.extras.subcommand_cli_from_dict(dict(verbs), prog="worldsim", args=args)
+    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        note(f"worldsim: {error}")
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        note("worldsim: stopped")
+        raise SystemExit(130) from None

@@ -1,0 +1,5 @@
+"""``python -m worldsim.cli`` is the ``worldsim`` command."""
+
+from worldsim.cli import main
+
+main()

@@ -1,0 +1,41 @@
+"""The verb that trains a world, from the shell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from worldsim.cli.options import FLAT, load_config, positional
+from worldsim.config import TrainConfig
+
+
+def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
+    """The verb ``train``, with the defaults of the config file that the arguments name."""
+    pairs = zip(("", *args), args, strict=False)
+    words = [word for before, word in pairs if not word.startswith("-") and not before.startswith("--")]
+    defaults = load_config(words[0]) if words else TrainConfig()
+
+    def train(
+        config: Annotated[Path, *positional("CONFIG", "A Python file with get_config(); it is executed.")],
+        workdir: Path,
+        overrides: Annotated[TrainConfig, FLAT] = defaults,
+        stage: Literal["tokenizer", "dynamics", "all"] = "all",
+    ) -> None:
+        """Train a world, or go on training it; every field of the config can be overridden.
+
+        Example: worldsim train configs/pong.py --workdir runs/pong --tokenizer.steps 2000
+
+        Args:
+          workdir: for checkpoints, logs, samples and, at the end, the world.
+          stage: which to train; dynamics needs a trained tokenizer in the workdir.
+        """
+        from worldsim.parallel import distributed
+        from worldsim.train.run import train as run
+
+        distributed.start()
+        if words[:1] != [str(config)]:
+            raise ValueError(f"{config}: give the config right after the word train.")
+        print(run(overrides, workdir, stage=stage))
+
+    return train
