@@ -28,7 +28,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="pong",
         world=WorldConfig(
-            tokenizer=TokenizerConfig(height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2),
+            tokenizer=TokenizerConfig(
+                height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2, quantizer="vq"
+            ),
             dynamics=DynamicsConfig(
                 width=192, layers=4, heads=6, mlp=768, patch=2, action=ActionConfig("discrete", 6, ACTIONS)
             ),
@@ -38,7 +40,7 @@ def get_config() -> TrainConfig:
         tokenizer=StageConfig(
             steps=5000,
             batch=16,
-            frames=2,
+            frames=3,
             optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),
             log_every=50,
             save_every=500,
@@ -53,6 +55,13 @@ def get_config() -> TrainConfig:
             save_every=200,
             sample_every=400,
         ),
-        tokenizer_loss=TokenizerLossConfig(crop=32),
+        refine=StageConfig(
+            steps=1500,
+            batch=8,
+            frames=4,
+            optim=OptimConfig(learning_rate=1e-3, warmup=100, ema=0.998),
+            log_every=50,
+        ),
+        tokenizer_loss=TokenizerLossConfig(crop=32, commitment=0.1),
         mix=MixConfig(chunks=16, queries=11, forward=0.45, backward=0.20),
     )

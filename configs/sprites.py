@@ -29,7 +29,9 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="sprites",
         world=WorldConfig(
-            tokenizer=TokenizerConfig(height=32, width=32, haar_levels=1, widths=(48, 96)),
+            tokenizer=TokenizerConfig(
+                height=32, width=32, haar_levels=1, widths=(48, 96), quantizer="vq", codes=2048
+            ),
             dynamics=DynamicsConfig(
                 width=128, layers=3, heads=4, mlp=512, patch=2, action=ActionConfig("discrete", 5, ACTIONS)
             ),
@@ -39,7 +41,7 @@ def get_config() -> TrainConfig:
         tokenizer=StageConfig(
             steps=3000,
             batch=16,
-            frames=2,
+            frames=3,
             optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),
             log_every=50,
         ),
@@ -50,6 +52,13 @@ def get_config() -> TrainConfig:
             optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
             log_every=50,
         ),
-        tokenizer_loss=TokenizerLossConfig(crop=16),
+        refine=StageConfig(
+            steps=1000,
+            batch=8,
+            frames=4,
+            optim=OptimConfig(learning_rate=1e-3, warmup=100, ema=0.998),
+            log_every=50,
+        ),
+        tokenizer_loss=TokenizerLossConfig(crop=16, commitment=0.1),
         mix=MixConfig(chunks=16, queries=8),
     )

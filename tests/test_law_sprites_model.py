@@ -95,7 +95,7 @@ def test_actions_shifted_by_a_frame_in_either_direction_make_the_likelihood_wors
     def nats(batch):
         model, key = nnx.merge(graph, params), jax.random.key(5)
         mix = dataclasses.replace(config.mix, clean=1.0, null_actions=0.0)
-        return dynamics_loss(model, batch, key, levels=(4, 2), mix=mix)[0]
+        return dynamics_loss(model, batch, key, digits=(4, 2), mix=mix)[0]
 
     def score(kind, actions):
         shares = {name: float(name == kind) for name in ("forward", "backward", "infill")}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 from worldsim.models.tokenizer import to_float, to_uint8
 from worldsim.ops import haar, quantize
@@ -92,8 +93,9 @@ def test_haar_round_trip_of_pixels_is_exact():
 
 
 @pytest.mark.parametrize("frames_per_chunk", [1, 2])
-def test_encoding_and_decoding_are_chunk_local(frames_per_chunk):
-    """Change one frame: latents, codes and decoded frames of its chunk change, and of no other."""
+def test_encoding_is_chunk_local_and_decoding_looks_one_chunk_to_either_side(frames_per_chunk):
+    """Change one frame: latents and codes of its chunk change, and of no other; decoded frames of the chunks
+    next to it do too."""
     f, p = frames_per_chunk, 4
     model = tiny.model("tokenizer", tiny.config(frames_per_chunk=f))
     frames = to_float(tiny.make_clip(p * f).frames)
@@ -113,9 +115,35 @@ def test_encoding_and_decoding_are_chunk_local(frames_per_chunk):
         others = np.arange(p) != t // f
         np.testing.assert_array_equal(latents, others)
         assert codes[others].all()
-        assert drawn[others].all()
+        assert drawn[abs(np.arange(p) - t // f) > 1].all()
+        assert codes.all() or not drawn[abs(np.arange(p) - t // f) == 1].any()
         moved.append(not codes.all())
     assert np.mean(moved) > 0.5
+
+
+def what_changes(draw, p):
+    """For each chunk whose latents change, which decoded chunks do: bool [changed, drawn]."""
+    z = jax.random.normal(jax.random.key(0), (1, p, 2, 2, 4))
+    before = draw(z)
+    return np.stack([
+        (np.asarray(draw(z.at[:, i].add(1.0))) != before).reshape(p, -1).any(-1) for i in range(p)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("window", ["final", "streaming", "cyclic", "alone"])
+def test_the_decoder_sees_the_sides_that_it_is_shown(window):
+    model, p = tiny.model("tokenizer", tiny.config()), 5
+    shown = {"streaming": [True, False], "alone": [False, False]}.get(window, [True, True])
+    sides = jnp.broadcast_to(jnp.asarray(shown), (1, p, 2))
+    draw = jax.jit(lambda z: model.decode(z, sides=sides, cyclic=window == "cyclic"))
+    want = np.eye(p, dtype=bool)
+    if window != "alone":
+        want |= np.eye(p, k=1, dtype=bool)  # chunk i changes the next one, which looks back
+    if window in ("final", "cyclic"):
+        want |= np.eye(p, k=-1, dtype=bool)
+    if window == "cyclic":
+        want[0, -1] = want[-1, 0] = True
+    np.testing.assert_array_equal(what_changes(draw, p), want)
 
 
 def test_encoding_does_not_depend_on_place_or_company():
@@ -198,3 +226,61 @@ def test_half_of_the_corruption_moves_one_digit_by_one():
         for digit in range(count):
             ends = set(after[..., i][moved & (before[..., i] == digit)].tolist())
             assert ends == {digit - 1, digit + 1} & set(range(count))
+
+
+def vectors(count, *, seed=0):
+    return jax.random.normal(jax.random.key(seed), (count, 4))
+
+
+def test_vq_takes_the_nearest_vector():
+    z, book = vectors(300), vectors(16, seed=1)
+    distance = np.linalg.norm(np.asarray(z)[:, None] - np.asarray(book), axis=-1)
+    np.testing.assert_array_equal(quantize.nearest(z, book), distance.argmin(-1))
+
+
+def test_codebook_follows_the_running_average_of_what_it_stands_for():
+    """The update in place equals running counts and sums kept beside the codebook (van den Oord, A.1)."""
+    book, usage = vectors(6), jnp.full(6, 2.0)
+    count, total = np.full(6, 2.0), 2.0 * np.asarray(book)
+    update = jax.jit(partial(quantize.update_codebook, dead=0.0, decay=0.9))
+    for step in range(20):
+        z = vectors(50, seed=10 + step)
+        codes = np.asarray(quantize.nearest(z, book))
+        n = np.bincount(codes, minlength=6)
+        m = np.stack([np.asarray(z)[codes == i].sum(0) for i in range(6)])
+        count, total = 0.9 * count + 0.1 * n, 0.9 * total + 0.1 * m
+        book, usage = update(book, usage, z, jax.random.key(step))
+        np.testing.assert_allclose(usage, count, rtol=1e-4)
+        np.testing.assert_allclose(book, total / count[:, None], rtol=1e-3, atol=1e-4)
+
+
+def test_dead_codes_become_vectors_that_are_badly_drawn():
+    """One code stands for everything; the dead one goes to the lone outlier, a live one stays."""
+    z = jnp.concatenate([0.01 * vectors(99), jnp.full((1, 4), 50.0)])
+    book = jnp.stack([jnp.zeros(4), jnp.full(4, -90.0)])
+    book, usage = quantize.update_codebook(book, jnp.asarray([5.0, 0.01]), z, jax.random.key(0), dead=0.03)
+    np.testing.assert_allclose(book[1], 50.0)
+    assert abs(book[0]).max() < 1
+    assert usage[1] == np.float32(quantize.FRESH)
+
+
+def test_kmeans_finds_clusters_that_are_there():
+    centres = 10 * vectors(8, seed=3)
+    z = (centres[:, None] + 0.1 * vectors(40).reshape(1, 40, 4)).reshape(-1, 4)
+    book = np.asarray(jax.jit(partial(quantize.kmeans, codes=8))(z, key=jax.random.key(1)))
+    nearest = np.linalg.norm(book[:, None] - np.asarray(centres), axis=-1)
+    assert set(nearest.argmin(1)) == set(range(8))
+    assert nearest.min(1).max() < 0.1
+
+
+def test_no_gradient_reaches_the_codebook_and_all_of_it_the_latents():
+    world = tiny.config()
+    vq = dataclasses.replace(world, tokenizer=dataclasses.replace(world.tokenizer, quantizer="vq", codes=9))
+    model = tiny.model("tokenizer", vq)
+    graph, params = nnx.split(model.quantizer, nnx.Param)
+    z = vectors(20)
+    grads = jax.grad(lambda p: (nnx.merge(graph, p)(z)[0] ** 2).sum())(params)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(grads))
+    weights = vectors(20, seed=5)
+    got = jax.grad(lambda z: (weights * model.quantizer(z)[0]).sum())(z)
+    np.testing.assert_allclose(got, weights, atol=1e-6)

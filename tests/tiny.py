@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, TokenizerConfig, WorldConfig
+from worldsim.config import (
+    ActionConfig,
+    ConditionConfig,
+    DynamicsConfig,
+    RefineConfig,
+    TokenizerConfig,
+    WorldConfig,
+)
 from worldsim.generate.extend import World
 from worldsim.models.world import split_module
 from worldsim.parallel.sharding import path_of
@@ -26,6 +33,7 @@ def config(*, frames_per_chunk=1, patch=1, context=6, action=ACTIONS, conditions
     return WorldConfig(
         TokenizerConfig(height=16, width=16, frames_per_chunk=frames_per_chunk, **tokenizer),
         DynamicsConfig(patch=patch, context=context, action=action, conditions=conditions, **sizes),
+        RefineConfig(width=16, layers=1, heads=2, mlp=16),
         fps=10.0,
     )
 
@@ -56,9 +64,9 @@ def model(name, world, *, seed=0):
     return nnx.merge(split_module(name, world)[0], params(name, world, seed=seed))
 
 
-def make_world(world, *, seed=0):
+def make_world(world, *, seed=0, parts=("tokenizer", "dynamics", "refine")):
     """A whole world with such weights."""
-    return World.make(world, {name: params(name, world, seed=seed) for name in ("tokenizer", "dynamics")})
+    return World.make(world, {name: params(name, world, seed=seed) for name in parts})
 
 
 def make_clip(frames, *, seed=0, actions=True):

@@ -29,6 +29,7 @@ def run_demo(
     world: str = "pong",
     steps: int = 8,
     temperature: float = 1.0,
+    refine_steps: int | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def run_demo(
       out: a folder, made if needed.
       world: a bundled world that has clips.
       steps, temperature: of sampling.
+      refine_steps: of the refinement; 0 leaves it out, None is 4 where the world has a head for it.
       seed: of all randomness.
       note: is told what is under way.
 
@@ -51,7 +53,7 @@ def run_demo(
     out, note = Path(out), note or (lambda _: None)
     note(f"loading {world}")
     model, clips = World.load(world), bundled_clips(world)
-    made = play(model, clips, model.dials(steps, temperature), seed=seed, note=note)
+    made = play(model, clips, model.dials(steps, temperature, refine_steps), seed=seed, note=note)
     note("writing videos and scores")
     report = score(made, clips)
     for verb, results in made.items():

@@ -36,18 +36,21 @@ class Sampling:
     Attributes:
       steps: masked passes per chunk; more is slower and better.
       temperature: 0 takes the likeliest codes and ignores the seed.
+      refine_steps: of the refinement head, which draws the detail; 0 leaves it out, 4 where there is one.
       seed: of all randomness.
     """
 
     steps: int = 8
     temperature: float = 1.0
+    refine_steps: int | None = None
     seed: int = 0
 
     def options(self) -> dict[str, Any]:
         """As the verbs of a world take them."""
         import jax
 
-        return {"steps": self.steps, "temperature": self.temperature, "key": jax.random.key(self.seed)}
+        dials = {"steps": self.steps, "temperature": self.temperature, "refine_steps": self.refine_steps}
+        return {**dials, "key": jax.random.key(self.seed)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
         config: Annotated[Path, *positional("CONFIG", "A Python file with get_config(); it is executed.")],
         workdir: Path,
         overrides: Annotated[TrainConfig, FLAT] = defaults,
-        stage: Literal["tokenizer", "dynamics", "all"] = "all",
+        stage: Literal["tokenizer", "refine", "dynamics", "all"] = "all",
     ) -> None:
         """Train a world, or go on training it; every field of the config can be overridden.
 
@@ -28,7 +28,7 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
 
         Args:
           workdir: for checkpoints, logs, samples and, at the end, the world.
-          stage: which to train; dynamics needs a trained tokenizer in the workdir.
+          stage: which to train; refine and dynamics need a trained tokenizer in the workdir.
         """
         from worldsim.parallel import distributed
         from worldsim.train.run import train as run

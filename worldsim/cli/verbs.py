@@ -187,6 +187,7 @@ def demo(
         world=world,
         steps=sampling.steps,
         temperature=sampling.temperature,
+        refine_steps=sampling.refine_steps,
         seed=sampling.seed,
         note=note,
     )

@@ -104,6 +104,23 @@ class TokenizerLossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineLossConfig:
+    """How the refinement head is trained.
+
+    Attributes:
+      noise_mean, noise_std: of the logarithm of the noise level.
+      null: share of clips trained without their codes, for guidance.
+    """
+
+    noise_mean: float = -0.4
+    noise_std: float = 1.2
+    null: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **{"(0, inf)": ("noise_std",), "[0, 1)": ("null",)})
+
+
+@dataclasses.dataclass(frozen=True)
 class MixConfig:
     """The order mix and the noise of dynamics training.
 
@@ -165,7 +182,9 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     tokenizer: StageConfig = StageConfig()
     dynamics: StageConfig = StageConfig(frames=16)
+    refine: StageConfig = StageConfig(frames=4)
     tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+    refine_loss: RefineLossConfig = RefineLossConfig()
     mix: MixConfig = MixConfig()
 
     def __post_init__(self) -> None:
@@ -192,8 +211,6 @@ class TrainConfig:
                 f"TrainConfig: dynamics.frames {self.dynamics.frames} is less than mix.chunks "
                 f"{self.mix.chunks} x frames_per_chunk {f}; raise it to at least {self.mix.chunks * f}."
             )
-        if self.tokenizer.frames % f or self.dynamics.frames % f:
-            raise ValueError(
-                f"TrainConfig: tokenizer.frames {self.tokenizer.frames} and dynamics.frames "
-                f"{self.dynamics.frames} must divide by frames_per_chunk {f}."
-            )
+        frames = {name: getattr(self, name).frames for name in ("tokenizer", "dynamics", "refine")}
+        if any(count % f for count in frames.values()):
+            raise ValueError(f"TrainConfig: frames {frames} must all divide by frames_per_chunk {f}.")

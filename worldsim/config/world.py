@@ -59,9 +59,12 @@ class TokenizerConfig:
         spatial stride is ``2 ** (haar_levels + len(widths) - 1)``.
       blocks: residual blocks per stage.
       cell_local: the encoder sees the pixels of each code alone, so that a small thing changes one or two
-        codes and leaves their neighbours as they are; the decoder always sees neighbours.
+        codes and leaves their neighbours as they are; the decoder always sees neighbouring codes.
+      neighbours: the decoder sees the latents of the chunks before and after as well.
       latent: unbounded latent channels (z and q live there).
-      levels: FSQ levels per digit; the codebook has their product.
+      quantizer: ``fsq`` (finite scalar) or ``vq`` (a table of vectors).
+      levels: FSQ levels per digit; its codebook has their product.
+      codes: vectors in the codebook of VQ.
     """
 
     height: int = 64
@@ -72,8 +75,11 @@ class TokenizerConfig:
     widths: tuple[int, ...] = (96, 128)
     blocks: int = 2
     cell_local: bool = True
+    neighbours: bool = True
     latent: int = 8
+    quantizer: Literal["fsq", "vq"] = "fsq"
     levels: tuple[int, ...] = (8, 5, 5, 5)
+    codes: int = 1024
 
     def __post_init__(self) -> None:
         f = self.frames_per_chunk
@@ -92,6 +98,11 @@ class TokenizerConfig:
             )
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"TokenizerConfig: FSQ levels {self.levels}; each must be at least 2.")
+        if self.quantizer not in ("fsq", "vq") or self.codes < 2:
+            raise ValueError(
+                f"TokenizerConfig: quantizer {self.quantizer!r} with {self.codes} codes; take 'fsq', or 'vq' "
+                "with at least 2 codes."
+            )
 
     @property
     def stride(self) -> int:
@@ -106,7 +117,12 @@ class TokenizerConfig:
     @property
     def codebook(self) -> int:
         """Number of distinct codes."""
-        return math.prod(self.levels)
+        return math.prod(self.digits)
+
+    @property
+    def digits(self) -> tuple[int, ...]:
+        """Values per digit of a code; one of VQ has a single digit."""
+        return self.levels if self.quantizer == "fsq" else (self.codes,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +176,46 @@ class DynamicsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RefineConfig:
+    """The refinement head: a small diffusion model of what the codes leave out.
+
+    Attributes:
+      width, layers, heads, mlp: of its blocks.
+      radius: of the window of attention, in codes; 0 without ``neighbours`` is a head that looks at each code
+        alone.
+      neighbours: it sees the codes of the chunks before and after.
+      low, high: noise levels between which a draw goes, in units of the residual's deviation.
+      kind: ``diffusion``, or ``regression``: the mean residual in one step, a baseline.
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    mlp: int = 192
+    radius: int = 1
+    neighbours: bool = True
+    low: float = 0.05
+    high: float = 10.0
+    kind: Literal["diffusion", "regression"] = "diffusion"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **{"[1, inf)": ("width", "layers", "heads", "mlp"), "[0, inf)": ("radius",)})
+        if self.width % self.heads or self.kind not in ("diffusion", "regression"):
+            raise ValueError(
+                f"RefineConfig: width {self.width} over {self.heads} heads, kind {self.kind!r}; the width "
+                "must divide by the heads and the kind be 'diffusion' or 'regression'."
+            )
+        if not 0 < self.low < self.high:
+            raise ValueError(f"RefineConfig: noise from {self.low} to {self.high}; take 0 < low < high.")
+
+
+@dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """The parts of a world, as they are stored beside its weights."""
+    """The parts of a world, as they are stored beside its weights; one may have no weights for refine."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     dynamics: DynamicsConfig = DynamicsConfig()
+    refine: RefineConfig = RefineConfig()
     fps: float = 15.0
 
     def __post_init__(self) -> None:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
 from worldsim.generate import requests, rollout
+from worldsim.generate.answer import assemble, detail_keys, draw_new, lengthen
 from worldsim.generate.check import check_actions, check_clip, chunk_count, condition_rows
-from worldsim.generate.render import render, tokenize
+from worldsim.generate.render import Part, Renderer, render, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
 from worldsim.models.world import fill_params, split_module
@@ -26,6 +26,9 @@ from worldsim.types import Actions, Clip
 
 Conditions = Mapping[str, Any] | None
 
+REFINE_STEPS = 4
+"""Of the refinement head, where nobody says otherwise."""
+
 
 @dataclasses.dataclass(frozen=True)
 class World:
@@ -34,6 +37,7 @@ class World:
     Attributes:
       config: of the models.
       tokenizer, dynamics: (graph, parameters) of each.
+      refine: of the refinement head, or None in a world without.
       statistics: of the training data, such as its median frame.
       provenance: data, hashes, steps, scores.
       progress: told, while a verb runs, how many of the chunks to make are done; set it by
@@ -41,8 +45,9 @@ class World:
     """
 
     config: WorldConfig
-    tokenizer: tuple[nnx.GraphDef, Any]
-    dynamics: tuple[nnx.GraphDef, Any]
+    tokenizer: Part
+    dynamics: Part
+    refine: Part | None = None
     statistics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
@@ -55,15 +60,17 @@ class World:
         statistics: dict[str, np.ndarray] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> World:
-        """A world from its config and its parameters by part.
+        """A world from its config and its parameters by part; ``refine`` may be missing.
 
         The tokenizer computes in float32 everywhere, so that a frame has the codes it had in training.
         """
         parts = {
             name: (split_module(name, config, dtype=dtype)[0], params[name])
-            for name, dtype in (("tokenizer", None), ("dynamics", compute_dtype()))
+            for name, dtype in (("tokenizer", None), ("dynamics", compute_dtype()), ("refine", None))
+            if name in params
         }
-        return World(config, parts["tokenizer"], parts["dynamics"], statistics or {}, provenance or {})
+        models = parts["tokenizer"], parts["dynamics"], parts.get("refine")
+        return World(config, *models, statistics or {}, provenance or {})
 
     @staticmethod
     def load(path_or_name: str | Path) -> World:
@@ -74,7 +81,8 @@ class World:
           ValueError: weights that don't fit the config, all at once.
         """
         config, values, statistics, provenance = load_world(resolve_world(path_or_name))
-        params = {name: fill_params(name, config, values.get(name, {})) for name in ("tokenizer", "dynamics")}
+        names = ("tokenizer", "dynamics", *values.keys() & {"refine"})
+        params = {name: fill_params(name, config, values.get(name, {})) for name in names}
         return World.make(config, params, statistics=statistics, provenance=provenance)
 
     def save(self, folder: str | Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
@@ -82,11 +90,22 @@ class World:
         return save_world(
             folder,
             config=self.config,
-            params={"tokenizer": self.tokenizer[1], "dynamics": self.dynamics[1]},
+            params=self.params,
             statistics=self.statistics,
             provenance=self.provenance,
             dtype=dtype,
         )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by part."""
+        parts = {"tokenizer": self.tokenizer, "dynamics": self.dynamics, "refine": self.refine}
+        return {name: part[1] for name, part in parts.items() if part is not None}
+
+    @property
+    def renderer(self) -> Renderer:
+        """What draws this world's frames from its codes; see :func:`worldsim.generate.render.render`."""
+        return Renderer(self.tokenizer, self.refine, self.config.tokenizer.frames_per_chunk)
 
     def extend(
         self,
@@ -97,6 +116,7 @@ class World:
         actions: Actions | None = None,
         steps: int = 8,
         temperature: float = 1.0,
+        refine_steps: int | None = None,
         key: jax.Array | None = None,
         conditions: Conditions = None,
     ) -> Generated:
@@ -114,6 +134,8 @@ class World:
             None lets the world run free.
           steps: masked passes per chunk; more is slower and better.
           temperature: of sampling; 0 takes the likeliest codes and ignores the key.
+          refine_steps: of the refinement head, which draws the detail; 0 decodes the codes alone, None is 4
+            in a world that has one.
           key: of all randomness; ``jax.random.key(0)`` by default, unused when going on.
           conditions: what holds for all that is seen and made, by name: a class or a vector.
 
@@ -124,7 +146,7 @@ class World:
           ValueError: a clip, a number of frames or actions that the world can't take; an earlier result
             that ran in the other direction.
         """
-        dials = self.dials(steps, temperature)
+        dials = self.dials(steps, temperature, refine_steps)
         if isinstance(clip, Generated):
             if direction not in (None, clip.direction):
                 raise ValueError(
@@ -146,6 +168,7 @@ class World:
         actions: Actions | None = None,
         steps: int = 8,
         temperature: float = 1.0,
+        refine_steps: int | None = None,
         key: jax.Array | None = None,
         conditions: Conditions = None,
     ) -> Generated:
@@ -155,7 +178,7 @@ class World:
         frame; what leads to the first frame after is its own first action. The rest is as in :meth:`extend`.
         """
         request = requests.infill_request(before, after, frames, self.config, actions=actions)
-        dials = self.dials(steps, temperature)
+        dials = self.dials(steps, temperature, refine_steps)
         return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
 
     def loop(
@@ -166,6 +189,7 @@ class World:
         actions: Actions | None = None,
         steps: int = 8,
         temperature: float = 1.0,
+        refine_steps: int | None = None,
         key: jax.Array | None = None,
         conditions: Conditions = None,
     ) -> Generated:
@@ -177,7 +201,7 @@ class World:
         clip's. The rest is as in :meth:`extend`.
         """
         request = requests.loop_request(clip, frames, self.config, actions=actions)
-        dials = self.dials(steps, temperature)
+        dials = self.dials(steps, temperature, refine_steps)
         return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
 
     def animate(self, image: Clip | np.ndarray, frames: int, **options: Any) -> Generated:
@@ -194,20 +218,25 @@ class World:
         still = Clip(np.repeat(clip.frames, f, axis=0), actions, fps=clip.fps)
         return self.extend(still, frames, **options)
 
-    def reconstruct(self, clip: Clip) -> Clip:
-        """The clip through the codes and back; frames past the last whole chunk stay as they are."""
+    def reconstruct(self, clip: Clip, *, refine_steps: int = 0) -> Clip:
+        """The clip through the codes and back; frames past the last whole chunk stay as they are.
+
+        By default what the codes alone hold, without detail drawn by the refinement head.
+        """
         check_clip(clip, self.config, verb="reconstruct")
         f = self.config.tokenizer.frames_per_chunk
         count = len(clip) // f * f
         codes = tokenize(*self.tokenizer, clip.frames[None, :count], frames_per_chunk=f)
-        frames = np.concatenate([render(*self.tokenizer, codes)[0], clip.frames[count:]])
+        times = f * np.arange(codes.shape[1])
+        drawn = render(self.renderer, codes, times, _keys(None), refine_steps=refine_steps)
+        frames = np.concatenate([drawn[0], clip.frames[count:]])
         return dataclasses.replace(clip, frames=frames)
 
-    def dials(self, steps: int, temperature: float) -> Dials:
+    def dials(self, steps: int, temperature: float, refine_steps: int | None = None) -> Dials:
         """Checked sampling dials; more passes than a chunk has codes are as many as it has.
 
         Raises:
-          ValueError: fewer than 1 pass, or a negative temperature.
+          ValueError: fewer than 1 pass, a negative temperature, or refinement in a world without.
         """
         rows, columns = self.config.tokenizer.grid
         steps = min(steps, rows * columns)
@@ -215,7 +244,12 @@ class World:
             raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
         if not temperature >= 0:
             raise ValueError(f"temperature {temperature}; take 0 (the likeliest codes) or more.")
-        return Dials(jnp.int32(steps), jnp.float32(temperature))
+        if refine_steps is None:
+            refine_steps = REFINE_STEPS if self.refine else 0
+        if refine_steps < 0 or (refine_steps and self.refine is None):
+            most = "this world has no refinement head: take 0" if self.refine is None else "take 0 or more"
+            raise ValueError(f"refine_steps {refine_steps}; {most}.")
+        return Dials(jnp.int32(steps), jnp.float32(temperature), jnp.int32(refine_steps))
 
     def run(
         self,
@@ -251,34 +285,13 @@ class World:
             self.dynamics, state, plan, codes=codes, actions=actions, dials=dials, progress=self.progress,
             conditions=self._conditions(conditions, len(batch), len(plan)),
         )  # fmt: skip
-        new = np.flatnonzero(~plan.known)
-        new = new[np.argsort(plan.times[new])]
-        frames = render(*self.tokenizer, codes[:, new])
+        frames = draw_new(
+            self.renderer, batch[0], codes, detail_keys(keys, dials), refine_steps=int(dials.refine)
+        )
         return [
-            self._assemble(request, frames[i], codes[i, new], rollout.take(state, i), plan.times[new])
+            assemble(request, frames[i], codes[i], rollout.take(state, i), self.config)
             for i, request in enumerate(batch)
         ]
-
-    def _assemble(self, request: Request, frames, codes, state, times) -> Generated:
-        """The given frames around the new ones, with all actions."""
-        rows = request.actions
-        order = np.argsort(request.plan.times[~request.plan.known])
-        fresh = (
-            None if rows is None else rows[~request.plan.known][order].reshape(len(frames), *rows.shape[2:])
-        )
-        parts = [part for part in (request.before, Clip(frames, fresh), request.after) if part is not None]
-        known = np.concatenate([np.full(len(part), part.frames is not frames) for part in parts])
-        return Generated(self._join(parts), known, codes, state, times, request.direction)
-
-    def _join(self, parts: Sequence[Clip]) -> Clip:
-        fps = next((part.fps for part in parts if part.fps), self.config.fps)
-        said = [
-            requests.null_actions(len(part), self.config) if part.actions is None else part.actions
-            for part in parts
-        ]
-        rows = [row for row in said if row is not None]
-        actions = np.concatenate(rows) if len(rows) == len(parts) else None
-        return Clip(np.concatenate([part.frames for part in parts]), actions, fps=fps)
 
     def _conditions(self, conditions: Conditions, clips: int, chunks: int) -> dict[str, np.ndarray]:
         """``[clips chunks ...]`` per name."""
@@ -312,18 +325,8 @@ class World:
             actions=None if rows is None else rows[None], progress=self.progress,
             conditions=self._conditions(conditions, 1, new),
         )  # fmt: skip
-        request = Request(
-            plan, np.zeros((0, *done.clip.frames.shape[1:]), np.uint8), np.full(new, -1), rows,
-            before=done.clip if onward else None, after=None if onward else done.clip,
-            direction=done.direction,
-        )  # fmt: skip
-        order = slice(None) if onward else slice(None, None, -1)
-        drawn = codes[:, order]
-        out = self._assemble(request, render(*self.tokenizer, drawn)[0], drawn[0], state, plan.times[order])
-        known, times = [done.known, ~np.ones(frames, bool)][order], [done.times, out.times][order]
-        both = [done.codes, out.codes][order]
-        return dataclasses.replace(
-            out, known=np.concatenate(known), times=np.concatenate(times), codes=np.concatenate(both)
+        return lengthen(
+            done, plan, codes, rows, state, renderer=self.renderer, dials=dials, config=self.config
         )
 
 

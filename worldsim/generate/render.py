@@ -1,23 +1,55 @@
-"""From codes to frames: a pure function of the codes, a fixed block of chunks at a time."""
+"""From codes to frames: a pure function of codes, times and keys, a fixed block of chunks at a time."""
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from worldsim.models.tokenizer import to_float, to_uint8
 
-BLOCK = 16
-"""Chunks per compiled call."""
+BLOCK, HALO = 16, 2
+"""Chunks per compiled call, and chunks on either side that it looks at: the detail of a chunk depends on the
+codes next to it, and its pixels on the detail next to it."""
+
+REFINE = 0x5EED
+"""Folded into a clip's key for the noise of its detail."""
+
+Part = tuple[nnx.GraphDef, Any]
+Window = Literal["final", "streaming", "cyclic"]
 
 
-@partial(jax.jit, static_argnames="graph")
-def _decode(graph: nnx.GraphDef, params: nnx.State, codes):
-    return to_uint8(nnx.merge(graph, params).detokenize(codes))
+@dataclasses.dataclass(frozen=True)
+class Renderer:
+    """What draws frames.
+
+    Attributes:
+      tokenizer: graph and parameters.
+      refine: of the refinement head, or None.
+      frames_per_chunk: of the tokenizer.
+    """
+
+    tokenizer: Part
+    refine: Part | None
+    frames_per_chunk: int
+
+
+@partial(jax.jit, static_argnames=("graphs", "guidance"))
+def _draw(graphs, params, codes, sides, keys, steps, guidance):
+    model = nnx.merge(graphs[0], params[0])
+    latents = model.quantizer.lookup(codes)
+    if graphs[1] is not None:
+        head = nnx.merge(graphs[1], params[1])
+        shape = (1, *latents.shape[2:])
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, REFINE), shape))(keys)
+        latents = head.draw(latents, noise, steps, sides=sides[None], guidance=guidance)
+    return to_uint8(model.decode(latents, sides=sides[None]))
 
 
 @partial(jax.jit, static_argnames="graph")
@@ -26,16 +58,68 @@ def _encode(graph: nnx.GraphDef, params: nnx.State, frames):
 
 
 def render(
-    graph: nnx.GraphDef, params: nnx.State, codes: Int[np.ndarray, "b p h w"]
+    renderer: Renderer,
+    codes: Int[np.ndarray, "b p h w"],
+    times: Float[np.ndarray, "p"],
+    keys: Array,
+    *,
+    refine_steps: int = 4,
+    guidance: float = 1.0,
+    window: Window = "final",
 ) -> UInt8[np.ndarray, "b t H W c"]:
-    """Decode codes to frames; the last block is padded, so that every length runs one program."""
-    parts = []
-    for start in range(0, codes.shape[1], BLOCK):
-        block = codes[:, start : start + BLOCK]
-        pad = BLOCK - block.shape[1]
-        frames = _decode(graph, params, np.pad(block, ((0, 0), (0, pad), (0, 0), (0, 0)), mode="edge"))
-        parts.append((frames, block.shape[1] * frames.shape[1] // BLOCK))
-    return np.concatenate([np.asarray(frames)[:, :count] for frames, count in parts], axis=1)
+    """Draw chunks, each seeing those next to it in time.
+
+    A chunk comes out the same in any company that holds its neighbours within ``HALO`` chunks; the last
+    block is padded, so that every length runs one program.
+
+    Args:
+      renderer: what draws.
+      codes: of chunks in the order of time.
+      times: of the chunks, in frames, increasing; where they leave a gap, there is no neighbour.
+      keys: ``[b]``, of the detail: the same noise in all chunks of a clip, so that what stands still is
+        drawn still.
+      refine_steps: of the refinement; 0 decodes the codes alone.
+      guidance: of the refinement, 1 is none.
+      window: ``final`` sees both sides, ``streaming`` only what came before, ``cyclic`` takes the first
+        chunk for what follows the last.
+
+    Returns:
+      The chunks' frames, in the order of time.
+    """
+    refine = renderer.refine if refine_steps else None
+    graphs = renderer.tokenizer[0], refine and refine[0]
+    params = renderer.tokenizer[1], refine and refine[1]
+    count, halo = codes.shape[1], HALO if refine else 1
+    sides, parts = neighbours(times, renderer.frames_per_chunk, window), []
+    for start in range(0, count, BLOCK):
+        rows = np.arange(start - halo, start + BLOCK + halo)
+        there = np.ones(len(rows), bool) if window == "cyclic" else (rows >= 0) & (rows < count)
+        rows = rows % count if window == "cyclic" else rows.clip(0, count - 1)
+        frames = _draw(
+            graphs,
+            params,
+            codes[:, rows],
+            sides[rows] & there[:, None],
+            keys,
+            jnp.int32(refine_steps),
+            guidance,
+        )
+        f = frames.shape[1] // len(rows)
+        parts.append((frames, halo * f, f * min(BLOCK, count - start)))
+    return np.concatenate([np.asarray(frames)[:, at : at + n] for frames, at, n in parts], axis=1)
+
+
+def neighbours(times: Float[np.ndarray, "p"], step: float, window: Window) -> Bool[np.ndarray, "p 2"]:
+    """Which chunks have one right before them and one right after, for this window::
+
+    times       0  1  2     5  6        step 1
+    before      .  x  x     .  x
+    after       x  x  .     x  .        streaming: none
+    """
+    next_to = np.isclose(np.diff(times), step)
+    cyclic = window == "cyclic"
+    before, after = np.append(cyclic, next_to), np.append(next_to, cyclic)
+    return np.stack([before, after & (window != "streaming")], axis=-1)
 
 
 def tokenize(

@@ -28,6 +28,7 @@ class Request:
       actions: ``[p f ...]``, null where none is given; None in a world without actions.
       before, after: given frames, returned untouched around the new ones.
       direction: in which the answer can be continued, or None.
+      cyclic: its end is followed by its beginning.
     """
 
     plan: plans.Plan
@@ -37,6 +38,7 @@ class Request:
     before: Clip | None
     after: Clip | None
     direction: Direction | None = None
+    cyclic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Generated:
       state: where the rollout stands; ``world.extend(generated, ...)`` goes on from it.
       times: float32 ``[p]``, the times of the generated chunks, in frames from the first frame seen.
       direction: in which it can be continued, or None.
+      given_codes, given_times: the same of the chunks that the world saw.
     """
 
     clip: Clip
@@ -58,6 +61,8 @@ class Generated:
     state: RolloutState
     times: np.ndarray
     direction: Direction | None
+    given_codes: Int[np.ndarray, "k h w"]
+    given_times: np.ndarray
 
 
 def null_actions(count: int, config: WorldConfig) -> np.ndarray | None:
@@ -192,4 +197,5 @@ def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actio
         actions=_stack([given, given, rows]),
         before=opening,
         after=None,
+        cyclic=True,
     )

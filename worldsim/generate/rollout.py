@@ -29,10 +29,12 @@ class Dials:
     Attributes:
       steps: masked passes per chunk, from 1 to the number of codes in it.
       temperature: of the draws; 0 takes the likeliest and ignores the key.
+      refine: steps of the refinement head when frames are drawn; 0 leaves it out.
     """
 
     steps: Int[Array, ""]
     temperature: Float[Array, ""]
+    refine: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from worldsim.config import TokenizerConfig
 from worldsim.models.conv import ResidualBlock, RMSNorm
-from worldsim.ops import haar, quantize
+from worldsim.models.quantizers import make_quantizer
+from worldsim.ops import haar
 
 
 class Encoder(nnx.Module):
@@ -59,7 +60,8 @@ class Decoder(nnx.Module):
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs, dtype=None):
         widths = config.widths[::-1]
         bands = config.channels * config.frames_per_chunk * 4**config.haar_levels
-        self.stem = nnx.Linear(config.latent, widths[0], rngs=rngs, dtype=dtype)
+        inputs = 3 * config.latent + 2 if config.neighbours else config.latent
+        self.stem = nnx.Linear(inputs, widths[0], rngs=rngs, dtype=dtype)
         self.stages = nnx.List(
             [
                 nnx.List([ResidualBlock(width, rngs=rngs, dtype=dtype) for _ in range(config.blocks)])
@@ -85,38 +87,17 @@ class Decoder(nnx.Module):
         return self.out(nnx.silu(self.norm(x))).astype(jnp.float32)
 
 
-class FSQ(nnx.Module):
-    """Finite scalar quantizer between two projections, so that q lives where z lives."""
-
-    def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs):
-        self.levels = config.levels
-        self.project_in = nnx.Linear(config.latent, len(config.levels), rngs=rngs)
-        self.project_out = nnx.Linear(len(config.levels), config.latent, rngs=rngs)
-
-    def __call__(self, z: Float[Array, "*n z"]) -> tuple[Float[Array, "*n z"], Int[Array, "*n"]]:
-        values, codes = quantize.fsq(self.project_in(z), self.levels)
-        return self.project_out(values), codes
-
-    def soften(self, z: Float[Array, "*n z"]) -> Float[Array, "*n z"]:
-        """What q would be with nothing rounded: the same bottleneck, smooth."""
-        return self.project_out(jnp.tanh(self.project_in(z)))
-
-    def lookup(self, codes: Int[Array, "*n"]) -> Float[Array, "*n z"]:
-        """The vector q of each code."""
-        digits = quantize.codes_to_digits(codes, self.levels)
-        return self.project_out(quantize.digits_to_values(digits, self.levels))
-
-
 class Tokenizer(nnx.Module):
     """Encodes chunks of video to codes and decodes them, one chunk at a time.
 
-    Frames are float32 in [-1, 1]. No information crosses a chunk's border.
+    Frames are float32 in [-1, 1]. No information crosses a chunk's border inside the codes; what is drawn
+    may look at the latents of the chunks next to it.
     """
 
     def __init__(self, config: TokenizerConfig, *, rngs: nnx.Rngs, dtype=None):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
-        self.quantizer = FSQ(config, rngs=rngs)
+        self.quantizer = make_quantizer(config, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
 
     def _levels(self) -> dict[str, int]:
@@ -135,14 +116,37 @@ class Tokenizer(nnx.Module):
         """Frames to codes."""
         return self.quantizer(self.encode(frames))[1]
 
-    def decode(self, latents: Float[Array, "b p h w z"]) -> Float[Array, "b t H W c"]:
-        """Latents, quantized or not, to frames."""
+    def decode(
+        self,
+        latents: Float[Array, "b p h w z"],
+        *,
+        sides: Bool[Array, "#b p 2"] | None = None,
+        cyclic: bool = False,
+    ) -> Float[Array, "b t H W c"]:
+        """Latents, quantized or not, to frames.
+
+        Args:
+          latents: of chunks that follow one another in time.
+          sides: which chunks see the one before them and the one after; None is both, where there is one.
+            ``(True, False)`` everywhere is streaming: nothing waits for what comes after.
+          cyclic: the last chunk is followed by the first.
+        """
+        b, p = latents.shape[:2]
+        if self.config.neighbours:
+            see = jnp.ones((1, p, 2), bool) if sides is None else sides
+            if not cyclic:
+                see = see.at[:, 0, 0].set(False).at[:, -1, 1].set(False)
+            see = jnp.broadcast_to(see, (b, p, 2))[:, :, None, None]
+            around = [jnp.roll(latents, 1, axis=1), jnp.roll(latents, -1, axis=1)]
+            parts = [jnp.where(see[..., i, None], other, 0) for i, other in enumerate(around)]
+            flags = jnp.broadcast_to(see, (*latents.shape[:-1], 2)).astype(latents.dtype)
+            latents = jnp.concatenate([latents, *parts, flags], axis=-1)
         bands = self.decoder(rearrange(latents, "b p h w z -> (b p) h w z"))
         chunks = haar.unfold_chunks(bands, **self._levels())
-        return rearrange(chunks, "(b p) f h w c -> b (p f) h w c", b=latents.shape[0])
+        return rearrange(chunks, "(b p) f h w c -> b (p f) h w c", b=b)
 
     def detokenize(self, codes: Int[Array, "b p h w"]) -> Float[Array, "b t H W c"]:
-        """Codes to frames."""
+        """Codes of chunks that follow one another to frames."""
         return self.decode(self.quantizer.lookup(codes))
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from worldsim.config import WorldConfig
 from worldsim.models.dynamics import Dynamics
+from worldsim.models.refine import RefineHead
 from worldsim.models.tokenizer import Tokenizer
 from worldsim.parallel.sharding import by_path, path_of
 
@@ -23,7 +24,12 @@ def make_dynamics(config: WorldConfig, *, rngs: nnx.Rngs, dtype: Any = None) -> 
     return Dynamics(config.dynamics, config.tokenizer, rngs=rngs, dtype=dtype)
 
 
-MAKERS = {"tokenizer": make_tokenizer, "dynamics": make_dynamics}
+def make_refine(config: WorldConfig, *, rngs: nnx.Rngs, dtype: Any = None) -> RefineHead:
+    """The refinement head with fresh weights."""
+    return RefineHead(config.refine, config.tokenizer, rngs=rngs, dtype=dtype)
+
+
+MAKERS = {"tokenizer": make_tokenizer, "dynamics": make_dynamics, "refine": make_refine}
 """By stage name."""
 
 
@@ -31,7 +37,7 @@ def split_module(name: str, config: WorldConfig, *, dtype: Any = None) -> tuple[
     """A part's graph and the shapes of its parameters, without any array.
 
     Args:
-      name: ``tokenizer`` or ``dynamics``.
+      name: ``tokenizer``, ``dynamics`` or ``refine``.
       config: of the world.
       dtype: what the part computes in; parameters are float32.
 

@@ -1,4 +1,4 @@
-"""Finite scalar quantization, and the arithmetic of codes and their digits.
+"""Finite scalar and vector quantization, and the arithmetic of codes and their digits.
 
 Source: Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple", 2023. A code is a mixed-radix
 number, first digit least significant; digit i has ``levels[i]`` values, spread evenly over [-1, 1].
@@ -79,3 +79,86 @@ def corrupt_codes(
     moved = jnp.where((moved < 0) | (moved >= limits), digits - move, moved)
     replaced = jnp.where(jax.random.bernoulli(kind_key, shape=shape), uniform, digits_to_codes(moved, levels))
     return jnp.where(hit, replaced, codes)
+
+
+FRESH = 0.1
+"""Usage of a code that has just been started: it has some hundred steps to find vectors of its own."""
+
+
+def nearest(z: Float[Array, "*n z"], codebook: Float[Array, "v z"]) -> Int[Array, "*n"]:
+    """The code whose vector is nearest to each z in squared distance."""
+    return (0.5 * (codebook**2).sum(-1) - z @ codebook.T).argmin(-1)
+
+
+def kmeans(z: Float[Array, "n z"], codes: int, key: Array, *, rounds: int = 10) -> Float[Array, "v z"]:
+    """A codebook to start from: Lloyd's rounds from vectors drawn by k-means++ (Arthur, Vassilvitskii 2007).
+
+    Args:
+      z: vectors; there may be fewer of them than codes (vectors then stand for more than one code).
+      codes: size of the codebook.
+      key: of the draws.
+      rounds: of assignment and averaging; an empty code stays where it is.
+
+    Returns:
+      The codebook.
+    """
+
+    def draw(i, carry):
+        book, distance = carry
+        pick = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(distance + 1e-12))
+        book = book.at[i].set(z[pick])
+        return book, jnp.minimum(distance, ((z - z[pick]) ** 2).sum(-1))
+
+    book = jnp.zeros((codes, z.shape[-1]), z.dtype)
+    book, _ = jax.lax.fori_loop(0, codes, draw, (book, jnp.full(len(z), 1e12, z.dtype)))
+
+    def refine(_, book):
+        count, total = _assigned(z, nearest(z, book), codes)
+        return jnp.where(count[:, None] > 0, total / jnp.maximum(count, 1)[:, None], book)
+
+    return jax.lax.fori_loop(0, rounds, refine, book)
+
+
+def update_codebook(
+    codebook: Float[Array, "v z"],
+    usage: Float[Array, "v"],
+    z: Float[Array, "n z"],
+    key: Array,
+    *,
+    decay: float = 0.99,
+    dead: Float[Array, ""] | float = 0.03,
+) -> tuple[Float[Array, "v z"], Float[Array, "v"]]:
+    """Move each code to the running average of the vectors it stands for, and revive dead codes.
+
+    With running counts ``N = decay N + (1 - decay) n`` and sums M likewise, the average M / N moves by
+    ``(1 - decay) (sum z - n codebook) / N``: the sums need not be kept.
+
+    Args:
+      codebook: before.
+      usage: running counts N of vectors a step.
+      z: this step's vectors.
+      key: of the revivals.
+      decay: of the running averages.
+      dead: codes with fewer vectors a step become vectors of this step, the likelier the farther these are
+        from their codes, so that what is badly drawn gets a code of its own; 0 revives none.
+
+    Returns:
+      Codebook and usage after.
+    """
+    codes = nearest(z, codebook)
+    count, total = _assigned(z, codes, len(codebook))
+    new_usage = decay * usage + (1 - decay) * count
+    step = (1 - decay) / jnp.maximum(new_usage, 1e-6)
+    moved = codebook + step[:, None] * (total - count[:, None] * codebook)
+    far = jnp.log(((z - codebook[codes]) ** 2).sum(-1) + 1e-12)
+    picks = jax.random.categorical(key, far, shape=(len(codebook),))
+    gone = new_usage < dead
+    return jnp.where(gone[:, None], z[picks], moved), jnp.where(gone, FRESH, new_usage)
+
+
+def _assigned(
+    z: Float[Array, "n z"], codes: Int[Array, "n"], size: int
+) -> tuple[Float[Array, "v"], Float[Array, "v z"]]:
+    """How many vectors each code stands for, and their sum."""
+    total = jnp.zeros((size, z.shape[-1]), z.dtype).at[codes].add(z)
+    return jnp.zeros(size, z.dtype).at[codes].add(1.0), total

@@ -23,6 +23,8 @@ PARAM_RULES: Rules = (
     (r"(encoder|decoder)/stages/\d+/\d+/down/bias", (None,)),
     (r"quantizer/project_(in|out)/kernel", (None, None)),
     (r"quantizer/project_(in|out)/bias", (None,)),
+    (r"quantizer/codebook", (None, None)),
+    (r"quantizer/usage", (None,)),
     # Dynamics: embeddings, layers, head.
     (r"codes", (None, "embed")),
     (r"space|stream|noise", (None, "embed")),
@@ -34,7 +36,21 @@ PARAM_RULES: Rules = (
     (r"transformer/layers/\d+/mlp/down/kernel", ("mlp", "embed")),
     (r"head/kernel", ("embed", None)),
     (r"head/bias", (None,)),
-    # Norms of both.
+    # Refinement head.
+    (r"scale|spread|null", (None,)),
+    (r"grid", (None, None, "embed")),
+    (r"(codes|noisy|level/\d+|blocks/\d+/modulate)/kernel", (None, "embed")),
+    (r"(codes|noisy|level/\d+|blocks/\d+/modulate)/bias", ("embed",)),
+    (r"look/mix/kernel", (None, None, None)),
+    (r"(look|blocks/\d+)/up/kernel", (None, "mlp")),
+    (r"(look|blocks/\d+)/up/bias", ("mlp",)),
+    (r"(look|blocks/\d+)/down/kernel", ("mlp", None)),
+    (r"(look|blocks/\d+)/down/bias", (None,)),
+    (r"blocks/\d+/(read|around|out)/kernel", ("embed", None)),
+    (r"blocks/\d+/bias", (None, None)),
+    (r"out/kernel", ("embed", None)),
+    (r"out/bias", (None,)),
+    # Norms of all.
     (r"(.*/)?(\w+_)?norm/scale", (None,)),
 )
 """Whole parameter path to one logical axis per dimension; every parameter matches exactly one row."""

@@ -21,8 +21,9 @@ FREE = ("steps", "log_every", "save_every", "sample_every")
 """Fields of a stage's config that may change when a run goes on."""
 
 UNUSED = {
-    "tokenizer": ("dynamics.", "mix.", "world.dynamics."),
-    "dynamics": ("tokenizer.", "tokenizer_loss."),
+    "tokenizer": ("dynamics.", "refine.", "refine_loss.", "mix.", "world.dynamics.", "world.refine."),
+    "dynamics": ("tokenizer.", "tokenizer_loss.", "refine.", "refine_loss.", "world.refine."),
+    "refine": ("tokenizer.", "tokenizer_loss.", "dynamics.", "mix.", "world.dynamics."),
 }
 """Parts of the config that a stage does not read."""
 
@@ -170,7 +171,7 @@ def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder:
     Raises:
       ValueError: every field that differs and may not.
     """
-    free = {f"config.{name}.{field}" for name in ("tokenizer", "dynamics") for field in FREE}
+    free = {f"config.{name}.{field}" for name in UNUSED for field in FREE}
     free |= {"config.name", "config.data.threads"}
     unused = tuple(f"config.{part}" for part in UNUSED.get(record["stage"], ()))
     differ = [

@@ -1,4 +1,4 @@
-"""What the tokenizer and the dynamics are trained to make small."""
+"""What the tokenizer, the dynamics and the refinement head are trained to make small."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from worldsim.config import MixConfig, TokenizerLossConfig
+from worldsim.config import MixConfig, RefineLossConfig, TokenizerLossConfig
 from worldsim.models.dynamics import Chunks, Dynamics
+from worldsim.models.refine import RefineHead
 from worldsim.models.tokenizer import Tokenizer
-from worldsim.ops import haar, quantize
+from worldsim.ops import diffusion, haar, quantize
 from worldsim.ops.attention import KNOWN, QUERY
 from worldsim.train.crops import unusual
 
@@ -73,7 +74,8 @@ def tokenizer_loss(
       model: the tokenizer.
       frames: clips.
       median: the data's median frame, in [-1, 1]; pixels far from it, in truth or by mistake, weigh more.
-      key: draws which clips are decoded from z, and which from the unrounded q, instead of q.
+      key: draws which clips are decoded from z, and which from the unrounded q, instead of q; and which
+        chunks see their neighbours.
       weights: of the terms.
 
     Returns:
@@ -82,9 +84,11 @@ def tokenizer_loss(
     """
     z = model.encode(frames)
     q, codes = model.quantizer(z)
-    kind = jax.random.uniform(key, (z.shape[0], 1, 1, 1, 1))
+    kind_key, sides_key = jax.random.split(key)
+    kind = jax.random.uniform(kind_key, (z.shape[0], 1, 1, 1, 1))
     latents = jnp.where(kind < weights.soft, model.quantizer.soften(z), q)
-    output = model.decode(jnp.where(kind > 1 - weights.continuous, z, latents))
+    sides = jax.random.bernoulli(sides_key, shape=(*z.shape[:2], 2))
+    output = model.decode(jnp.where(kind > 1 - weights.continuous, z, latents), sides=sides)
     error = jnp.sqrt((output - frames) ** 2 + 1e-6)
     rare = jnp.maximum(unusual(frames, median), unusual(jax.lax.stop_gradient(output), median))
     images, drawn = (rearrange(x, "b t h w c -> (b t) h w c") for x in (frames, output))
@@ -111,7 +115,7 @@ def dynamics_loss(
     batch: dict[str, Array],
     key: Array,
     *,
-    levels: tuple[int, ...],
+    digits: tuple[int, ...],
     mix: MixConfig,
     groups: int = 4,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -122,7 +126,7 @@ def dynamics_loss(
       batch: ``codes [b p h w]``, ``times [b p]`` and, where the world has them, ``actions`` and
         ``condition_NAME``, all in the order of generation; ``queries [b q]``: rows that carry loss.
       key: draws masks, corruption and null inputs.
-      levels: of the quantizer.
+      digits: values per digit of a code.
       mix: shares of clean chunks, null actions and null conditions.
       groups: see :meth:`Dynamics.two_stream`.
 
@@ -137,7 +141,7 @@ def dynamics_loss(
     orders = jnp.broadcast_to(jnp.arange(p), (b, p))
     extras = _drop_inputs(batch, null_key, mix=mix)
     known = Chunks(
-        codes=quantize.corrupt_codes(codes, noise, levels, corrupt_key),
+        codes=quantize.corrupt_codes(codes, noise, digits, corrupt_key),
         times=batch["times"].astype(jnp.float32),
         ids=jnp.stack([jnp.zeros_like(orders), orders, jnp.full_like(orders, KNOWN)], axis=-1),
         noise=noise,
@@ -188,3 +192,41 @@ def _drop_inputs(batch: dict[str, Array], key: Array, *, mix: MixConfig) -> dict
     }
     actions = null(batch["actions"], drop_action) if "actions" in batch else None
     return {"actions": actions, "conditions": conditions}
+
+
+def refine_loss(
+    model: RefineHead,
+    z: Float[Array, "b p h w z"],
+    q: Float[Array, "b p h w z"],
+    key: Array,
+    *,
+    weights: RefineLossConfig,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Squared error of the denoised residual, weighted as EDM does; a regression head's without noise.
+
+    Args:
+      model: the head.
+      z, q: latents of clips of chunks, as encoded and as quantized.
+      key: draws noise levels (one a clip), noise, dropped neighbours and clips without codes.
+      weights: of the noise levels and the clips without codes.
+
+    Returns:
+      The loss, and it beside the share of the residual's variance left by the denoiser at all levels.
+    """
+    level_key, noise_key, sides_key, null_key = jax.random.split(key, 4)
+    b, p = z.shape[:2]
+    residual = (z - q) / model.scale[...]
+    residual = jax.lax.stop_gradient(residual)
+    sides = jax.random.bernoulli(sides_key, shape=(b, p, 2))
+    null = jax.random.bernoulli(null_key, weights.null, (b,))
+    if model.config.kind == "regression":
+        sigma, x = jnp.full(b, model.config.high), jnp.zeros_like(residual)
+        weight = jnp.ones(b)
+    else:
+        sigma = jnp.exp(weights.noise_mean + weights.noise_std * jax.random.normal(level_key, (b,)))
+        x = residual + sigma[:, None, None, None, None] * jax.random.normal(noise_key, residual.shape)
+        weight = diffusion.loss_weight(sigma)
+    clean = model.denoise(x, sigma, model.condition(q, sides=sides, null=null))
+    error = ((clean - residual) ** 2).mean((1, 2, 3, 4))
+    loss = (weight * error).mean()
+    return loss, {"weighted": loss, "left": error.mean()}

@@ -22,10 +22,11 @@ from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
 from worldsim.train.codes import encode_source
 from worldsim.train.loop import train_stage
-from worldsim.train.samples import dynamics_samples, tokenizer_samples
-from worldsim.train.stages import dynamics_stage, tokenizer_stage
+from worldsim.train.samples import dynamics_samples, refine_samples, tokenizer_samples
+from worldsim.train.stages import dynamics_stage, refine_stage, tokenizer_stage
+from worldsim.train.state import Stage
 
-StageName = Literal["tokenizer", "dynamics", "all"]
+StageName = Literal["tokenizer", "refine", "dynamics", "all"]
 
 
 def check_data(config: TrainConfig, info: DataInfo) -> None:
@@ -62,63 +63,101 @@ def train(
     Args:
       config: of the run.
       workdir: holds checkpoints, logs, samples and, at the end, ``world/``.
-      stage: ``tokenizer``, ``dynamics`` (needs a trained tokenizer in ``workdir``) or ``all``.
+      stage: ``tokenizer``, then ``refine`` and ``dynamics`` in any order (each needs a trained tokenizer in
+        ``workdir``; a world without refinement is a world too), or ``all``.
       mesh: of devices; None is one device.
 
     Returns:
-      The folder that was written last: the world's, or the tokenizer's stage.
+      The folder that was written last: the world's or, as long as it has no dynamics, the stage's.
 
     Raises:
-      FileNotFoundError: no data, or no tokenizer to train the dynamics on.
+      FileNotFoundError: no data, or no tokenizer to train the others on.
       ValueError: data that doesn't fit the config.
     """
     workdir = Path(workdir)
     info = read_info(config.data.path)
     check_data(config, info)
-    path, split = config.data.path, config.data.split
     run = {"seed": config.seed, "config": config, "mesh": mesh}
     if stage in ("tokenizer", "all"):
-        if info.median is None:
-            raise ValueError(
-                f"{path} stores no median frame, which the tokenizer's loss needs; make it anew."
-            )
-        source = open_source(path, split, keys=("frames",))
-        samples = tokenizer_samples(config, open_source(path, config.data.eval_split, keys=("frames",)))
-        train_stage(tokenizer_stage(config, source, info.median, samples=samples), workdir, **run)
+        train_stage(_tokenizer(config, info), workdir, **run)
     if stage == "tokenizer":
         return workdir / "tokenizer"
-    steps, tokenizer = _tokenizer_params(config, workdir)
+    steps, tokenizer = _trained("tokenizer", config, workdir)
+    if stage in ("refine", "all"):
+        train_stage(_refine(config, tokenizer), workdir, **run)
+    if stage in ("dynamics", "all"):
+        train_stage(_dynamics(config, workdir, tokenizer), workdir, **run)
+    parts = {"tokenizer": (steps, tokenizer)}
+    for name in ("dynamics", "refine"):
+        if _stands_at(workdir, name) >= getattr(config, name).steps:
+            parts[name] = _trained(name, config, workdir)
+    if "dynamics" not in parts:
+        return workdir / stage
+    if jax.process_index() == 0:
+        export_world(
+            config,
+            info,
+            workdir,
+            steps={name: part[0] for name, part in parts.items()},
+            params={name: part[1] for name, part in parts.items()},
+        )
+    return workdir / "world"
+
+
+def _tokenizer(config: TrainConfig, info: DataInfo) -> Stage:
+    path = config.data.path
+    if info.median is None:
+        raise ValueError(f"{path} stores no median frame, which the tokenizer's loss needs; make it anew.")
+    source = open_source(path, config.data.split, keys=("frames",))
+    samples = tokenizer_samples(config, open_source(path, config.data.eval_split, keys=("frames",)))
+    return tokenizer_stage(config, source, info.median, samples=samples)
+
+
+def _refine(config: TrainConfig, tokenizer: Any) -> Stage:
+    path = config.data.path
+    source = open_source(path, config.data.split, keys=("frames",))
+    held_out = open_source(path, config.data.eval_split, keys=("frames",))
+    return refine_stage(config, source, tokenizer, samples=refine_samples(config, held_out))
+
+
+def _dynamics(config: TrainConfig, workdir: Path, tokenizer: Any) -> Stage:
+    path, split = config.data.path, config.data.split
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
     source = open_source(path, split, keys=keys, cache=0)
     count = partial(Counter("encoding"), split)
-    stored = workdir / "codes" / f"{split}.npz"
-    codes = encode_source(source, config.world, tokenizer, stored, progress=count)
+    codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
     held_out = open_source(path, config.data.eval_split, keys=keys)
-    samples = dynamics_samples(config, held_out, tokenizer)
-    state = train_stage(dynamics_stage(config, codes, samples=samples), workdir, **run)
-    if jax.process_index() == 0:
-        stages = {"tokenizer": steps, "dynamics": int(state.step)}
-        params = {"tokenizer": tokenizer, "dynamics": state.ema}
-        export_world(config, info, workdir, steps=stages, params=params)
-    return workdir / "world"
+    return dynamics_stage(config, codes, samples=dynamics_samples(config, held_out, tokenizer))
 
 
-def _tokenizer_params(config: TrainConfig, workdir: Path) -> tuple[int, Any]:
-    """The steps and the averaged weights of the workdir's tokenizer."""
-    step, state, record = load_checkpoint(workdir / "tokenizer" / "checkpoints")
-    differ = differences(record["config"]["world"]["tokenizer"], to_dict(config.world.tokenizer))
+def _stands_at(workdir: Path, name: str) -> int:
+    """The last checkpoint of a stage; 0 if there is none."""
+    folder = workdir / name / "checkpoints"
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=0)
+
+
+def _trained(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]:
+    """The steps and the averaged weights of a stage of the workdir.
+
+    Raises:
+      FileNotFoundError: it was not trained.
+      ValueError: it is another than the config's, or not finished.
+    """
+    step, state, record = load_checkpoint(workdir / name / "checkpoints")
+    differ = differences(record["config"]["world"][name], to_dict(getattr(config.world, name)))
     if differ:
         raise ValueError(
-            f"The tokenizer in {workdir} is another than the config's; train it anew in another workdir, or "
+            f"The {name} in {workdir} is another than the config's; train it anew in another workdir, or "
             "change the config back:\n" + "\n".join(differ.values())
         )
-    if step < config.tokenizer.steps:
+    if step < getattr(config, name).steps:
         raise ValueError(
-            f"The tokenizer in {workdir} stands at step {step} of {config.tokenizer.steps}; finish it with "
-            f"--stage tokenizer, or accept it as it is with --tokenizer.steps {step}."
+            f"The {name} in {workdir} stands at step {step} of {getattr(config, name).steps}; finish it with "
+            f"--stage {name}, or accept it as it is with --{name}.steps {step}."
         )
-    return step, fill_params("tokenizer", config.world, state["ema"])
+    return step, fill_params(name, config.world, state["ema"])
 
 
 def export_world(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -57,6 +58,31 @@ def tokenizer_samples(config: TrainConfig, source: Source) -> Writer:
         drawn = np.asarray(reconstruct(params, truth))
         rows = [row for pair in zip(truth, drawn, strict=True) for row in pair]
         sheet = contact_sheet(rows, labels=["truth", "codes"] * len(truth))
+        write_video(folder / f"{step:07d}.png", sheet[None], scale=1)
+
+    return write
+
+
+def refine_samples(config: TrainConfig, source: Source) -> Writer:
+    """A writer of sheets: truth, codes alone, codes with drawn detail, unquantized latents."""
+    graphs = [split_module(name, config.world)[0] for name in ("tokenizer", "refine")]
+
+    @jax.jit
+    def draw(tokenizer, params, frames, key):
+        model, head = nnx.merge(graphs[0], tokenizer), nnx.merge(graphs[1], params)
+        z = model.encode(to_float(frames))
+        q = model.quantizer.lookup(model.quantizer(z)[1])
+        noise = jax.random.normal(key, (len(frames), 1, *z.shape[2:]))
+        return [to_uint8(model.decode(latents)) for latents in (q, head.draw(q, noise, jnp.int32(4)), z)]
+
+    def write(params: Any, frozen: Any, step: int, folder: Path) -> None:
+        frames = _length(source, _FRAMES, config.world.tokenizer.frames_per_chunk)
+        if not frames:
+            return
+        truth = np.stack([clip["frames"] for clip in _clips(source, _ROWS, frames)])
+        drawn = [np.asarray(part) for part in draw(frozen, params, truth, jax.random.key(step))]
+        rows = [row for part in zip(truth, *drawn, strict=True) for row in part]
+        sheet = contact_sheet(rows, labels=["truth", "codes", "refined", "latents"] * len(truth))
         write_video(folder / f"{step:07d}.png", sheet[None], scale=1)
 
     return write

@@ -1,10 +1,11 @@
-"""The stages that one loop trains: tokenizer, then dynamics on the tokenizer's codes."""
+"""The stages that one loop trains: tokenizer, then refinement and dynamics on what it makes of frames."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,10 +18,11 @@ from worldsim.data.source import Source
 from worldsim.models.tokenizer import to_float
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.mesh import compute_dtype
+from worldsim.train.codebook import first_codebook, follow_codebook
 from worldsim.train.crops import crop_batch, crop_median, rarity_map
-from worldsim.train.losses import dynamics_loss, tokenizer_loss
+from worldsim.train.losses import dynamics_loss, refine_loss, tokenizer_loss
 from worldsim.train.plans import sample_plan
-from worldsim.train.state import Batch, Stage
+from worldsim.train.state import Batch, Params, Stage
 
 
 def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, samples: Any = None) -> Stage:
@@ -58,13 +60,16 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
         under = crop_median(frozen, batch["corner"], frames.shape[2:])
         return tokenizer_loss(nnx.merge(graph, params), frames, under, key, weights=weights)
 
+    start = partial(init_params, "tokenizer", config.world)
+    averaged = config.world.tokenizer.quantizer == "vq"
     return Stage(
         name="tokenizer",
         config=config.tokenizer,
-        init=lambda key: init_params("tokenizer", config.world, key),
+        init=partial(first_codebook, config, _some_frames(source)) if averaged else start,
         loss=loss,
         batches=batches,
         frozen=to_float(median),
+        after=partial(follow_codebook, config, graph) if averaged else None,
         samples=samples,
     )
 
@@ -104,8 +109,8 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
 
     def loss(params, frozen, batch, key, step):
         del frozen, step
-        levels = config.world.tokenizer.levels
-        return dynamics_loss(nnx.merge(graph, params), batch, key, levels=levels, mix=config.mix)
+        digits = config.world.tokenizer.digits
+        return dynamics_loss(nnx.merge(graph, params), batch, key, digits=digits, mix=config.mix)
 
     return Stage(
         name="dynamics",
@@ -114,6 +119,62 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
         loss=loss,
         batches=batches,
         frozen=_fingerprint(source),
+        samples=samples,
+    )
+
+
+def refine_stage(config: TrainConfig, source: Source, tokenizer: Params, *, samples: Any = None) -> Stage:
+    """The detail of the latents that the codes leave out.
+
+    Args:
+      config: of the run.
+      source: records with ``frames``.
+      tokenizer: its trained parameters.
+      samples: writes renderings to look at, or None.
+    """
+    graph, _ = split_module("refine", config.world, dtype=compute_dtype())
+    seer, _ = split_module("tokenizer", config.world)
+    loader = Loader(
+        source,
+        frames=config.refine.frames,
+        batch=config.refine.batch,
+        seed=config.seed + 2,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+    )
+
+    def see(tokenizer: Params, frames: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(seer, tokenizer)
+        z = model.encode(to_float(frames))
+        return z, model.quantizer.lookup(model.quantizer(z)[1])
+
+    def init(key: jax.Array) -> Params:
+        whole = len(some) // config.world.tokenizer.frames_per_chunk * config.world.tokenizer.frames_per_chunk
+        z, q = see(tokenizer, some[None, :whole])
+        model = nnx.merge(graph, init_params("refine", config.world, key))
+        model.scale[...] = (z - q).std((0, 1, 2, 3)) + 1e-4
+        model.spread[...] = q.std((0, 1, 2, 3)) + 1e-4
+        return nnx.split(model, nnx.Param)[1]
+
+    def batches(start: int) -> Iterator[Batch]:
+        with contextlib.closing(loader.iterate(start)) as clips:
+            for clip in clips:
+                yield {"frames": clip["frames"]}
+
+    def loss(params, frozen, batch, key, step):
+        del step
+        z, q = see(frozen, batch["frames"])
+        return refine_loss(nnx.merge(graph, params), z, q, key, weights=config.refine_loss)
+
+    some = _some_frames(source)
+    return Stage(
+        name="refine",
+        config=config.refine,
+        init=init,
+        loss=loss,
+        batches=batches,
+        frozen=tokenizer,
         samples=samples,
     )
 

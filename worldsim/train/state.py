@@ -55,6 +55,8 @@ class Stage:
       batches: from a step number on, that step's host batch and the next ones; the same number
         gives the same batch. What it returns may have ``close()``.
       frozen: arrays that the loss needs and that are not trained, or None.
+      after: ``(before, params, batch, key, step)`` to parameters, pure: moves what no gradient moves, given
+        the parameters before and after the optimizer's step; or None.
       samples: ``(ema, frozen, step, folder)`` writes something to look at, or None.
     """
 
@@ -66,4 +68,5 @@ class Stage:
     ]
     batches: Callable[[int], Iterator[Batch]]
     frozen: Params = None
+    after: Callable[[Params, Params, dict[str, jax.Array], jax.Array, jax.Array], Params] | None = None
     samples: Callable[[Params, Params, int, Path], None] | None = None

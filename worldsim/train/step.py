@@ -59,6 +59,8 @@ def make_step(
         (loss, metrics), grads = grad(state.params, frozen, batch, key, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if stage.after is not None:
+            params = stage.after(state.params, params, batch, key, state.step)
         ema = update_ema(stage.config.optim, state.ema, params, step=state.step)
         metrics = {
             "loss": loss,
