@@ -23,7 +23,16 @@ ROWS = {
 }
 LAZY = {
     *("IPython", "PIL", "ale_py", "array_record", "grain", "gymnasium", "imageio_ffmpeg"),
-    *("matplotlib", "mediapy", "rich", "safetensors", "tensorboardX", "tensorflow_datasets", "tyro"),
+    *(
+        "matplotlib",
+        "mediapy",
+        "rich",
+        "safetensors",
+        "tensorboardX",
+        "tensorflow_datasets",
+        "tyro",
+        "vizdoom",
+    ),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -127,7 +136,8 @@ def test_heavy_packages_are_imported_where_they_are_used():
 
 def test_every_imported_package_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["atari"] + ["psutil"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["atari"] + extras["doom"] + ["psutil"]
     declared = {re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in lines}
     homes = metadata.packages_distributions()
     undeclared = set()

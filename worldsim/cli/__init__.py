@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from worldsim.cli.data import data, make_ale, make_sprites
+from worldsim.cli.data import data, make_ale, make_doom, make_sprites
 from worldsim.cli.options import note
 from worldsim.cli.train import train_verb
 from worldsim.cli.verbs import animate, demo, extend, infill, loop, reconstruct
@@ -16,7 +16,7 @@ VERBS = {
     "data": data, "train": train_verb(), "extend": extend, "infill": infill, "loop": loop, "animate": animate,
     "reconstruct": reconstruct, "demo": demo,
 }  # fmt: skip
-MAKERS = {"ale": make_ale, "sprites": make_sprites}
+MAKERS = {"ale": make_ale, "doom": make_doom, "sprites": make_sprites}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

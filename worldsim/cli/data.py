@@ -36,6 +36,37 @@ def make_ale(
     print(folder)
 
 
+def make_doom(
+    scenario: str = "health_gathering",
+    out: Path | None = None,
+    frames: int = 100_000,
+    test_frames: int = 10_000,
+    size: int = 64,
+    hud: bool = False,
+    making: Annotated[Making, FLAT] = Making(),
+) -> None:
+    """Play a scenario of Doom and record it, with positions and visible objects (extra: doom).
+
+    Example: worldsim data make doom --scenario health_gathering --out data/doom
+
+    Args:
+      scenario: any for one player that ViZDoom carries.
+      out: folder of the dataset; data/doom_SCENARIO by default.
+      frames: of the training split.
+      test_frames: of the held-out split, played with other seeds and another mix of policies.
+      size: height and width of a frame.
+      hud: draw the status bar.
+    """
+    from worldsim.data import doom, make
+
+    folder = out or Path("data") / f"doom_{scenario}"
+    make.make_doom(
+        folder, config=doom.DoomConfig(scenario, size, hud=hud), frames=frames, test_frames=test_frames,
+        seed=making.seed, overwrite=making.overwrite, progress=Counter("recording"),
+    )  # fmt: skip
+    print(folder)
+
+
 def make_sprites(
     out: Path = Path("data/sprites"),
     size: Literal[32, 64] = 32,

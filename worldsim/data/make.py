@@ -1,4 +1,4 @@
-"""Make the datasets that worldsim generates itself: Atari play and the sprite world."""
+"""Make the datasets that worldsim generates itself: Atari and Doom play and the sprite world."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from worldsim.config import ActionConfig
-from worldsim.data import ale, sprites
+from worldsim.data import ale, doom, sprites
 from worldsim.data.builders import Progress, RecordConfig, check_out, write_dataset
 from worldsim.data.info import DataInfo
 
@@ -52,6 +52,55 @@ def make_ale(
         name=config.game, kind="ale", height=config.size, width=config.size, channels=3, fps=config.fps,
         action=ActionConfig("discrete", len(names), names), keys=(), splits={}, mean=(), std=(),
         source={**dataclasses.asdict(config), "seed": seed, "ale_py": metadata.version("ale-py")},
+    )  # fmt: skip
+    return write_dataset(
+        out, splits, info, records=records, expected=sizes, overwrite=overwrite, progress=progress
+    )
+
+
+def make_doom(
+    out: str | Path,
+    *,
+    config: doom.DoomConfig = doom.DoomConfig(),
+    frames: int = 100_000,
+    test_frames: int = 10_000,
+    seed: int = 0,
+    records: RecordConfig = RecordConfig(),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DataInfo:
+    """Play a scenario of Doom and store it: split ``train`` and, under other seeds and policies, ``test``.
+
+    The info's ``source["names"]`` says what the first number of each of ``objects`` stands for.
+
+    Args:
+      out: folder of the TFDS dataset to make, or an ``.npz`` file (held in memory, no TFDS needed).
+      frames, test_frames: per split; the last episode is cut there.
+      progress: called with the split, the frames written and the frames expected.
+
+    Raises:
+      FileExistsError: ``out`` is there and ``overwrite`` is False.
+      ModuleNotFoundError: vizdoom or tensorflow-datasets is missing.
+      ValueError: no such scenario; a split of fewer frames than a record.
+    """
+    if min(frames, test_frames) < records.minimum:
+        raise ValueError(
+            f"make_doom: {frames} frames, {test_frames} test_frames; give each {records.minimum} or more."
+        )
+    check_out(Path(out), overwrite)
+    actions = doom.action_names(config)
+    sizes = {"train": frames, "test": test_frames}
+    mixes = {"train": (doom.TRAIN, 2 * seed), "test": (doom.TEST, 2 * seed + 1)}
+    names: list[str] = []  # filled while the episodes are played, and stored after them
+    splits = {
+        split: doom.episodes(config, mixes[split][0], frames=count, seed=mixes[split][1], names=names)
+        for split, count in sizes.items()
+    }
+    versions = {"vizdoom": metadata.version("vizdoom")}
+    info = DataInfo(
+        name=f"doom_{config.scenario}", kind="doom", height=config.size, width=config.size, channels=3,
+        fps=config.fps, action=ActionConfig("discrete", len(actions), actions), keys=(), splits={}, mean=(),
+        std=(), source={**dataclasses.asdict(config), "seed": seed, "names": names, **versions},
     )  # fmt: skip
     return write_dataset(
         out, splits, info, records=records, expected=sizes, overwrite=overwrite, progress=progress
