@@ -46,10 +46,10 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=2500,
+            steps=4000,
             batch=8,
             frames=24,
-            optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(learning_rate=2e-3, warmup=200, ema=0.998),
             log_every=50,
         ),
         refine=StageConfig(

@@ -142,7 +142,7 @@ def main() -> None:
     save_world(folder, provenance=provenance, **store)
     arrays = held_out(args.data, fps=config.fps)
     np.savez_compressed(folder / "clips.npz", **arrays)
-    for stage in ("tokenizer", "dynamics"):
+    for stage in provenance["steps"]:
         shutil.copy(args.workdir / stage / "metrics.jsonl", folder / f"{stage}.jsonl")
     world, held = worldsim.load(args.name), clips(args.name)
     made = play(world, held, world.dials(8, 1.0), note=print)

@@ -36,10 +36,12 @@ def get_config():
             TokenizerConfig(height=32, width=32, widths=(8, 16), blocks=1, latent=4, levels=(3, 3)),
             DynamicsConfig(width=32, layers=1, heads=2, mlp=64, context=5, pinned=2,
                            action=ActionConfig("discrete", 5, ("none", "left", "right", "up", "down"))),
+            RefineConfig(width=16, layers=1, heads=2, mlp=16),
             fps=10.0,
         ),
         data=DataConfig(path={path!r}),
         tokenizer=StageConfig(frames=2, sample_every={samples}, **stage),
+        refine=StageConfig(frames=2, sample_every={samples}, **stage),
         dynamics=StageConfig(frames=8, sample_every={samples}, **stage),
         mix=MixConfig(chunks=6, queries=2),
     )
@@ -63,7 +65,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """A workdir in which both stages were trained, and its config."""
+    """A workdir in which all stages were trained, and its config."""
     folder = tmp_path_factory.mktemp("run")
     config = write_config(folder, data, samples=3)
     assert train(options.load_config(config), folder / "work") == folder / "work" / "world"
@@ -83,7 +85,7 @@ def clip(data):
 
 def test_training_leaves_logs_samples_checkpoints_and_a_world(run, data):
     work, config = run
-    for stage in ("tokenizer", "dynamics"):
+    for stage in ("tokenizer", "refine", "dynamics"):
         lines = [json.loads(line) for line in (work / stage / "metrics.jsonl").read_text().splitlines()]
         losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
         assert sorted(losses) == [1, 2, 3]
@@ -92,7 +94,7 @@ def test_training_leaves_logs_samples_checkpoints_and_a_world(run, data):
         assert (work / stage / "samples" / "0000003.png").stat().st_size > 0
     assert read_video(work / "dynamics" / "samples" / "0000003.mp4").frames.shape[0] == 16
     told = json.loads((work / "world" / "provenance.json").read_text())
-    assert told["steps"] == {"tokenizer": 3, "dynamics": 3}
+    assert told["steps"] == {"tokenizer": 3, "refine": 3, "dynamics": 3}
     assert told["data"]["splits"]["test"]["hashes"]  # which episodes were held out
     assert told["train"]["data"]["path"] == str(data)
     assert options.load_config(config).world == worldsim.load(work / "world").config
@@ -202,7 +204,7 @@ def test_the_shell_trains_on_with_overrides(run, capsys):
     cli.main(["train", str(config), "--workdir", str(work), "--stage", "dynamics", "--dynamics.steps", "4"])
     assert (work / "world" / "weights.safetensors").read_bytes() != before
     told = json.loads((work / "world" / "provenance.json").read_text())
-    assert told["steps"] == {"tokenizer": 3, "dynamics": 4}
+    assert told["steps"] == {"tokenizer": 3, "dynamics": 4, "refine": 3}
 
 
 def test_a_misspelt_override_names_the_right_one(run, capsys):

@@ -217,7 +217,7 @@ def test_every_config_builds_under_eval_shape(path):
         clip["actions"] = np.zeros((2, config.dynamics.frames // f, f), np.int32)
     loss, metrics = jax.eval_shape(
         lambda p, batch: dynamics_loss(
-            model("dynamics", p), batch, key, levels=world.tokenizer.levels, mix=config.mix
+            model("dynamics", p), batch, key, digits=world.tokenizer.digits, mix=config.mix
         ),
         shapes["dynamics"], plan_batch(clip, config, step=0),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from worldsim.data.arrays import ArraySource
 from worldsim.models.dynamics import Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
 from worldsim.train.losses import dynamics_loss
-from worldsim.train.stages import dynamics_stage, tokenizer_stage
+from worldsim.train.stages import dynamics_stage, refine_stage, tokenizer_stage
 
 pytestmark = pytest.mark.law
 
@@ -39,7 +39,7 @@ def seen(monkeypatch):
         shown = []
         monkeypatch.setattr(Dynamics, "two_stream", lambda _, *streams, **__: shown.extend(streams) or logits)
         model = tiny.model("dynamics", tiny.config(context=7, conditions=tiny.CONDITIONS))
-        options = {"levels": (3, 3), "mix": MixConfig(chunks=P, queries=len(ROWS), **mix)}
+        options = {"digits": (3, 3), "mix": MixConfig(chunks=P, queries=len(ROWS), **mix)}
         loss, metrics = dynamics_loss(model, batch, jax.random.key(key), **options)
         return batch, logits, *shown, loss, metrics
 
@@ -121,7 +121,7 @@ def test_another_key_draws_other_masks_and_noise(seen):
     assert (np.asarray(one[2].noise) != np.asarray(other[2].noise)).any()
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "dynamics"])
+@pytest.mark.parametrize("name", ["tokenizer", "dynamics", "refine"])
 def test_a_stage_goes_on_with_the_batches_it_would_have_had(name):
     """Its third batch is the first after a resume from step 2: clips, squares, plans and all."""
     rng = np.random.default_rng(0)
@@ -130,11 +130,15 @@ def test_a_stage_goes_on_with_the_batches_it_would_have_had(name):
         world=tiny.config(),
         tokenizer=StageConfig(batch=3, frames=2),
         dynamics=StageConfig(batch=3, frames=8),
+        refine=StageConfig(batch=3, frames=2),
         mix=MixConfig(chunks=6, queries=2),
         tokenizer_loss=TokenizerLossConfig(crop=8),
     )
     if name == "tokenizer":
         stage = tokenizer_stage(config, ArraySource({"frames": frames}, keys=("frames",)), frames[0, 0])
+    elif name == "refine":
+        source = ArraySource({"frames": frames}, keys=("frames",))
+        stage = refine_stage(config, source, tiny.params("tokenizer", config.world))
     else:
         arrays = {"codes": rng.integers(0, 9, (6, 12, 2, 2)).astype(np.uint16)}
         arrays["actions"] = rng.integers(0, 3, (6, 12, 1)).astype(np.int32)

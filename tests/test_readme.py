@@ -109,6 +109,7 @@ def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
         ("data", "make", "sprites"): ["--episodes", "16", "--test-episodes", "2"],
         ("train",): [
             *("--tokenizer.steps", "3", "--tokenizer.batch", "2", "--tokenizer.sample-every", "0"),
+            *("--refine.steps", "3", "--refine.batch", "2", "--refine.sample-every", "0"),
             *("--dynamics.steps", "3", "--dynamics.batch", "2", "--dynamics.sample-every", "0"),
         ],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from worldsim.config import WorldConfig
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import assemble, detail_keys, draw_new, lengthen
 from worldsim.generate.check import check_actions, check_clip, chunk_count, condition_rows
+from worldsim.generate.options import REFINE_STEPS, Options, filled
 from worldsim.generate.render import Part, Renderer, render, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
@@ -25,9 +26,6 @@ from worldsim.plan import make_plan
 from worldsim.types import Actions, Clip
 
 Conditions = Mapping[str, Any] | None
-
-REFINE_STEPS = 4
-"""Of the refinement head, where nobody says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,11 +112,7 @@ class World:
         *,
         direction: Direction | None = None,
         actions: Actions | None = None,
-        steps: int = 8,
-        temperature: float = 1.0,
-        refine_steps: int | None = None,
-        key: jax.Array | None = None,
-        conditions: Conditions = None,
+        **options: Unpack[Options],
     ) -> Generated:
         """Continue a clip after its end, or before its beginning.
 
@@ -132,12 +126,7 @@ class World:
           actions: one per new frame, in the order of time: ``actions[i]`` leads to new frame i. What leads
             from the last new frame of a backward extension to the clip is the clip's own first action.
             None lets the world run free.
-          steps: masked passes per chunk; more is slower and better.
-          temperature: of sampling; 0 takes the likeliest codes and ignores the key.
-          refine_steps: of the refinement head, which draws the detail; 0 decodes the codes alone, None is 4
-            in a world that has one.
-          key: of all randomness; ``jax.random.key(0)`` by default, unused when going on.
-          conditions: what holds for all that is seen and made, by name: a class or a vector.
+          options: see :class:`worldsim.generate.options.Options`; the key is unused when going on.
 
         Returns:
           The whole clip, given frames untouched.
@@ -146,18 +135,17 @@ class World:
           ValueError: a clip, a number of frames or actions that the world can't take; an earlier result
             that ran in the other direction.
         """
-        dials = self.dials(steps, temperature, refine_steps)
         if isinstance(clip, Generated):
             if direction not in (None, clip.direction):
                 raise ValueError(
                     f"extend: direction {direction!r} from a result that ran {clip.direction}; give its "
                     "clip instead to turn round."
                 )
-            return self._go_on(clip, frames, actions, dials, conditions)
+            return self._go_on(clip, frames, actions, options)
         request = requests.extend_request(
             clip, frames, self.config, direction=direction or "forward", actions=actions
         )
-        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
+        return self._answer(request, options, verb="extend")
 
     def infill(
         self,
@@ -166,11 +154,7 @@ class World:
         frames: int,
         *,
         actions: Actions | None = None,
-        steps: int = 8,
-        temperature: float = 1.0,
-        refine_steps: int | None = None,
-        key: jax.Array | None = None,
-        conditions: Conditions = None,
+        **options: Unpack[Options],
     ) -> Generated:
         """Make the frames between two clips; with nothing after, this is :meth:`extend`.
 
@@ -178,8 +162,7 @@ class World:
         frame; what leads to the first frame after is its own first action. The rest is as in :meth:`extend`.
         """
         request = requests.infill_request(before, after, frames, self.config, actions=actions)
-        dials = self.dials(steps, temperature, refine_steps)
-        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
+        return self._answer(request, options, verb="infill")
 
     def loop(
         self,
@@ -187,11 +170,7 @@ class World:
         frames: int,
         *,
         actions: Actions | None = None,
-        steps: int = 8,
-        temperature: float = 1.0,
-        refine_steps: int | None = None,
-        key: jax.Array | None = None,
-        conditions: Conditions = None,
+        **options: Unpack[Options],
     ) -> Generated:
         """Make a clip of ``frames`` frames whose end meets its beginning.
 
@@ -201,8 +180,13 @@ class World:
         clip's. The rest is as in :meth:`extend`.
         """
         request = requests.loop_request(clip, frames, self.config, actions=actions)
-        dials = self.dials(steps, temperature, refine_steps)
-        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
+        return self._answer(request, options, verb="loop")
+
+    def _answer(self, request: Request, options: Options, *, verb: str) -> Generated:
+        """One request, carried out with a user's options."""
+        how = filled(options, verb=verb)
+        dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
+        return self.run([request], dials, keys=how["key"][None], conditions=how["conditions"])[0]
 
     def animate(self, image: Clip | np.ndarray, frames: int, **options: Any) -> Generated:
         """Continue a single image ``[h w c]`` uint8, or a one-frame clip; options as in :meth:`extend`.
@@ -227,8 +211,8 @@ class World:
         f = self.config.tokenizer.frames_per_chunk
         count = len(clip) // f * f
         codes = tokenize(*self.tokenizer, clip.frames[None, :count], frames_per_chunk=f)
-        times = f * np.arange(codes.shape[1])
-        drawn = render(self.renderer, codes, times, _keys(None), refine_steps=refine_steps)
+        times = f * np.arange(codes.shape[1], dtype=np.float32)
+        drawn = render(self.renderer, codes, times, jax.random.key(0)[None], refine_steps=refine_steps)
         frames = np.concatenate([drawn[0], clip.frames[count:]])
         return dataclasses.replace(clip, frames=frames)
 
@@ -298,15 +282,10 @@ class World:
         rows = condition_rows(conditions, chunks, self.config)
         return {name: np.broadcast_to(row, (clips, *row.shape)) for name, row in rows.items()}
 
-    def _go_on(
-        self,
-        done: Generated,
-        frames: int,
-        actions: Actions | None,
-        dials: Dials,
-        conditions: Conditions,
-    ) -> Generated:
+    def _go_on(self, done: Generated, frames: int, actions: Actions | None, options: Options) -> Generated:
         """More of an extension, from its kept state."""
+        how = filled(options, verb="extend")
+        dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
         if done.direction is None:
             raise ValueError(
                 "extend: only an extension can go on from its state; give the clip itself instead."
@@ -323,13 +302,8 @@ class World:
         state, codes = rollout.run(
             self.dynamics, rollout.fork(done.state), plan, codes=blank, dials=dials,
             actions=None if rows is None else rows[None], progress=self.progress,
-            conditions=self._conditions(conditions, 1, new),
+            conditions=self._conditions(how["conditions"], 1, new),
         )  # fmt: skip
         return lengthen(
             done, plan, codes, rows, state, renderer=self.renderer, dials=dials, config=self.config
         )
-
-
-def _keys(key: jax.Array | None) -> jax.Array:
-    """One key as a batch of one."""
-    return (jax.random.key(0) if key is None else key)[None]

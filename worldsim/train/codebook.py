@@ -28,12 +28,11 @@ def _latents(model: Tokenizer, frames: jax.Array | np.ndarray) -> jax.Array:
     return model.encode(to_float(frames)).reshape(-1, model.config.latent)
 
 
-def first_codebook(config: TrainConfig, frames: UInt8[np.ndarray, "t h w c"], key: jax.Array) -> Params:
+def first_codebook(config: TrainConfig, frames: UInt8[np.ndarray, "b t h w c"], key: jax.Array) -> Params:
     """Fresh parameters of a tokenizer whose codebook fits what its encoder makes of some frames."""
     init_key, pick_key, book_key = jax.random.split(key, 3)
     model = make_tokenizer(config.world, rngs=nnx.Rngs(init_key))
-    whole = len(frames) // config.world.tokenizer.frames_per_chunk * config.world.tokenizer.frames_per_chunk
-    z = _latents(model, frames[None, :whole])
+    z = _latents(model, frames)
     z = jax.random.choice(pick_key, z, (min(START, len(z)),), replace=False)
     vq: Any = model.quantizer
     vq.codebook[...] = quantize.kmeans(z, config.world.tokenizer.codebook, book_key)

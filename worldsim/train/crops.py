@@ -8,12 +8,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from worldsim.data.source import Source
 from worldsim.train.state import Batch
 
 
 def unusual(frames: Float[Any, "*t h w c"], median: Float[Any, "... h w c"]) -> Float[Any, "*t h w"]:
     """How far each pixel in [-1, 1] is from the data's median frame: 0 where the same, 1 where far."""
     return (4.0 * abs(frames - median).max(-1)).clip(0.0, 1.0)
+
+
+def spaced_frames(source: Source, *, records: int = 128, every: int = 8) -> np.ndarray:
+    """Frames ``[t h w c]`` from evenly spaced records, every eighth of each."""
+    picks = np.unique(np.linspace(0, len(source) - 1, records).astype(int))
+    return np.concatenate([source[int(i)]["frames"][::every] for i in picks])
 
 
 def rarity_map(frames: Float[np.ndarray, "t h w c"], median: Float[np.ndarray, "h w c"]) -> np.ndarray:

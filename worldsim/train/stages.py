@@ -19,7 +19,7 @@ from worldsim.models.tokenizer import to_float
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.mesh import compute_dtype
 from worldsim.train.codebook import first_codebook, follow_codebook
-from worldsim.train.crops import crop_batch, crop_median, rarity_map
+from worldsim.train.crops import crop_batch, crop_median, rarity_map, spaced_frames
 from worldsim.train.losses import dynamics_loss, refine_loss, tokenizer_loss
 from worldsim.train.plans import sample_plan
 from worldsim.train.state import Batch, Params, Stage
@@ -46,7 +46,8 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
     )
 
     weights, stride = config.tokenizer_loss, config.world.tokenizer.stride
-    rarity = rarity_map(_some_frames(source) / 127.5, median / 127.5) if weights.crop else np.ones(())
+    seen = spaced_frames(source) / 127.5 if weights.crop else np.zeros((1, 1, 1, 1))
+    rarity = rarity_map(seen, median / 127.5)
 
     def batches(start: int) -> Iterator[Batch]:
         with contextlib.closing(loader.iterate(start)) as clips:
@@ -65,7 +66,7 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
     return Stage(
         name="tokenizer",
         config=config.tokenizer,
-        init=partial(first_codebook, config, _some_frames(source)) if averaged else start,
+        init=partial(first_codebook, config, _some_frames(source, config)) if averaged else start,
         loss=loss,
         batches=batches,
         frozen=to_float(median),
@@ -74,10 +75,13 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
     )
 
 
-def _some_frames(source: Source, count: int = 128) -> np.ndarray:
-    """Frames from evenly spaced records, every eighth of each."""
+def _some_frames(source: Source, config: TrainConfig, count: int = 128) -> np.ndarray:
+    """A chunk of frames from the middle of each of some evenly spaced records, end to end ``[1 t h w c]``."""
+    f = config.world.tokenizer.frames_per_chunk
     picks = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
-    return np.concatenate([source[int(i)]["frames"][::8] for i in picks])
+    starts = [(int(source.lengths[i]) - f) // 2 for i in picks]
+    chunks = [source[int(i)]["frames"][at : at + f] for i, at in zip(picks, starts, strict=True)]
+    return np.concatenate(chunks)[None]
 
 
 def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) -> Stage:
@@ -149,12 +153,16 @@ def refine_stage(config: TrainConfig, source: Source, tokenizer: Params, *, samp
         z = model.encode(to_float(frames))
         return z, model.quantizer.lookup(model.quantizer(z)[1])
 
+    @jax.jit
+    def deviations(tokenizer: Params, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
+        z, q = see(tokenizer, frames)
+        return (z - q).std((0, 1, 2, 3)) + 1e-4, q.std((0, 1, 2, 3)) + 1e-4
+
+    scale, spread = deviations(tokenizer, _some_frames(source, config))
+
     def init(key: jax.Array) -> Params:
-        whole = len(some) // config.world.tokenizer.frames_per_chunk * config.world.tokenizer.frames_per_chunk
-        z, q = see(tokenizer, some[None, :whole])
         model = nnx.merge(graph, init_params("refine", config.world, key))
-        model.scale[...] = (z - q).std((0, 1, 2, 3)) + 1e-4
-        model.spread[...] = q.std((0, 1, 2, 3)) + 1e-4
+        model.scale[...], model.spread[...] = scale, spread
         return nnx.split(model, nnx.Param)[1]
 
     def batches(start: int) -> Iterator[Batch]:
@@ -167,7 +175,6 @@ def refine_stage(config: TrainConfig, source: Source, tokenizer: Params, *, samp
         z, q = see(frozen, batch["frames"])
         return refine_loss(nnx.merge(graph, params), z, q, key, weights=config.refine_loss)
 
-    some = _some_frames(source)
     return Stage(
         name="refine",
         config=config.refine,

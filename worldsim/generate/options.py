@@ -1,0 +1,43 @@
+"""What a user may turn on every verb, with its defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import jax
+
+REFINE_STEPS = 4
+"""Of the refinement head, where nobody says otherwise."""
+
+
+class Options(TypedDict, total=False):
+    """How a verb draws; all may be left out.
+
+    Attributes:
+      steps: masked passes per chunk (8); more is slower and better.
+      temperature: of sampling (1); 0 takes the likeliest codes and ignores the key.
+      refine_steps: of the refinement head, which draws the detail; 0 decodes the codes alone, None is 4 in a
+        world that has one.
+      key: of all randomness; ``jax.random.key(0)`` by default.
+      conditions: what holds for all that is seen and made, by name: a class or a vector.
+    """
+
+    steps: int
+    temperature: float
+    refine_steps: int | None
+    key: jax.Array | None
+    conditions: Mapping[str, Any] | None
+
+
+def filled(options: Options, *, verb: str) -> dict[str, Any]:
+    """The options with their defaults.
+
+    Raises:
+      TypeError: one that no verb has.
+    """
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        raise TypeError(f"{verb}: no option {unknown}; there are {sorted(Options.__annotations__)}.")
+    values = {"steps": 8, "temperature": 1.0, "refine_steps": None, "conditions": None, **options}
+    return {**values, "key": jax.random.key(0) if values.get("key") is None else values["key"]}
