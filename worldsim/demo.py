@@ -61,7 +61,7 @@ def run_demo(
         truth = None if verb == "loop" else [clip.frames[: len(frames[0])] for clip in clips]
         write_video(
             out / f"{verb}.mp4",
-            _mosaic(frames, truth, rounds=3 if verb == "loop" else 1),
+            mosaic(frames, truth, rounds=3 if verb == "loop" else 1),
             fps=model.config.fps,
         )
     sheet = _sheet(made, clips)
@@ -142,7 +142,7 @@ def score(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str, 
     return report | {"clips": len(clips), "known": KNOWN, "new": NEW, "gap": GAP}
 
 
-def _mosaic(
+def mosaic(
     frames: Sequence[np.ndarray], truth: Sequence[np.ndarray] | None, *, rounds: int = 1
 ) -> np.ndarray:
     """Clips side by side, truth in a row above where there is one; played ``rounds`` times."""
