@@ -22,7 +22,7 @@ ROWS = {
     **dict.fromkeys(("", "cli", "demo", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {
-    *("IPython", "PIL", "ale_py", "array_record", "grain", "gymnasium", "imageio_ffmpeg"),
+    *("IPython", "PIL", "ale_py", "array_record", "av", "grain", "gymnasium", "imageio_ffmpeg"),
     *(
         "matplotlib",
         "mediapy",

@@ -82,14 +82,14 @@ def test_examples_in_the_help_are_whole_commands(monkeypatch):
     """Every ``Example:`` is parsed by its own verb, all options given; the verbs themselves do nothing."""
     called = []
     monkeypatch.chdir(ROOT)
-    for table in (cli.VERBS, cli.MAKERS):
+    for table in (cli.VERBS, cli.MAKERS, cli.DATA):
         for name, verb in list(table.items()):
             if name == "train":
                 continue
             quiet = functools.wraps(verb)(lambda name=name, **_: called.append(name))
             monkeypatch.setitem(table, name, quiet)
     monkeypatch.setattr("worldsim.train.run.train", lambda *_, **__: called.append("train"))
-    verbs = {**cli.VERBS, **cli.MAKERS}
+    verbs = {**cli.VERBS, **cli.MAKERS, **cli.DATA}
     train = cli.train_verb(["configs/pong.py"])
     for name, verb in verbs.items():
         text = (train if name == "train" else verb).__doc__

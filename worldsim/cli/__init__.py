@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from worldsim.cli.data import data, make_ale, make_doom, make_sprites
+from worldsim.cli.data import data, import_folder, info, make_ale, make_doom, make_sprites
 from worldsim.cli.options import note
 from worldsim.cli.train import train_verb
 from worldsim.cli.verbs import animate, demo, extend, infill, loop, reconstruct
@@ -17,6 +17,7 @@ VERBS = {
     "reconstruct": reconstruct, "demo": demo,
 }  # fmt: skip
 MAKERS = {"ale": make_ale, "doom": make_doom, "sprites": make_sprites}
+DATA = {"import": import_folder, "info": info}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args[:2] == ["data", "make"]:
             tyro.extras.subcommand_cli_from_dict(dict(MAKERS), prog="worldsim data make", args=args[2:])
+        elif args[:1] == ["data"] and args[1:2] and args[1] in DATA:
+            tyro.extras.subcommand_cli_from_dict(dict(DATA), prog="worldsim data", args=args[1:])
         else:
             verbs = VERBS | ({"train": train_verb(args[1:])} if args[:1] == ["train"] else {})
             tyro.extras.subcommand_cli_from_dict(dict(verbs), prog="worldsim", args=args)

@@ -1,11 +1,13 @@
-"""The verbs that make datasets, from the shell."""
+"""The verbs that make, import and show datasets, from the shell."""
 
 from __future__ import annotations
 
+import dataclasses
+from json import dumps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from worldsim.cli.options import FLAT, Making
+from worldsim.cli.options import FLAT, Making, note, positional
 from worldsim.progress import Counter
 
 
@@ -101,9 +103,127 @@ def make_sprites(
     print(out)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How frames are brought to one size and rate.
+
+    Attributes:
+      size: height and width in pixels.
+      height: in pixels, where it is not the width.
+      width: in pixels, where it is not the height.
+      fit: crop the overhang from both sides, or pad with black.
+      fps: frames per second, by the recordings' timestamps; every frame as it is where this is left out.
+    """
+
+    size: int = 64
+    height: int | None = None
+    width: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
+    fps: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Taking:
+    """What is taken, and what is held out.
+
+    Attributes:
+      actions: take NAME.actions.npy or .csv beside a recording: a row a frame, integers or floats.
+      actions_follow: they are stored with the frame that they follow, not with the one they lead to.
+      test_share: share of the files that is held out.
+      view: of an RLDS folder, the observation to take.
+      overwrite: forget what is in the dataset and import all anew.
+    """
+
+    actions: bool = True
+    actions_follow: bool = False
+    test_share: float = 0.1
+    view: str | None = None
+    overwrite: bool = False
+
+
+def import_folder(
+    folder: Annotated[Path, *positional("FOLDER", "Holds .mp4 .webm .mov .gif files, or an RLDS set.")],
+    shape: Annotated[Shape, FLAT] = Shape(),
+    taking: Annotated[Taking, FLAT] = Taking(),
+    out: Path | None = None,
+) -> None:
+    """Import a folder of recordings; a second time, what is new in it. An RLDS folder is rewrapped.
+
+    Example: worldsim data import recordings --out data/mine --fps 15
+
+    Args:
+      out: folder of the dataset; data/FOLDER by default.
+    """
+    from worldsim.data.decode import Look
+    from worldsim.data.importing import ImportConfig, import_recordings
+    from worldsim.data.rlds import import_rlds, is_rlds
+
+    out = out or Path("data") / folder.resolve().name
+    look = Look(shape.height or shape.size, shape.width or shape.size, shape.fit, shape.fps)
+    if is_rlds(folder):
+        import_rlds(folder, out, look=look, view=taking.view, test_share=taking.test_share,
+                    overwrite=taking.overwrite, progress=Counter("rewrapping"))  # fmt: skip
+    else:
+        config = ImportConfig(look, taking.actions, taking.actions_follow, taking.test_share)
+        done = import_recordings(
+            folder, out, config=config, overwrite=taking.overwrite, progress=Counter("importing")
+        )
+        note(_told(done))
+    print(out)
+
+
+def _told(done: Any) -> str:
+    """What an import did, line by line."""
+    from worldsim.data.importing import reasons
+
+    info = done.info
+    counts = [f"{split} {s.episodes} ({s.frames} frames)" for split, s in info.splits.items()]
+    lines = [f"{len(done.new)} new, {len(done.skipped)} skipped; the dataset holds {', '.join(counts)}"]
+    rates = sorted({round(file.fps, 2) for file in info.files if not file.reason})
+    if len(rates) > 1 and info.source["options"]["fps"] is None:
+        told = ", ".join(f"{rate:g}" for rate in rates)
+        lines.append(f"files of {told} frames a second stand side by side; --fps brings them to one rate")
+    if "test" not in info.splits:
+        lines.append("one file alone is not held out: train with --data.eval-split train, or add another")
+    if done.gone:
+        lines.append(f"no longer in the folder, kept in the dataset: {', '.join(done.gone)}")
+    if done.skipped:
+        lines.append("skipped:\n" + reasons(done.skipped))
+    return "\n".join(lines)
+
+
+def info(
+    path: Annotated[str, *positional("DATA", "A dataset's folder, an .npz file, or tfds:NAME.")],
+    out: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Tell what a dataset holds: counts, sizes, actions, policies, skipped files; and draw a sheet of it.
+
+    Example: worldsim data info data/pong --out sheet.png
+
+    Args:
+      out: a .png with rows of frames from every split.
+      json: print it as JSON on stdout.
+    """
+    from worldsim.data.overview import describe, draw, lines
+    from worldsim.data.video import check_writable
+
+    if out is not None and out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: the sheet is a .png.")
+    known = describe(path)
+    if out is not None:
+        check_writable(out)
+        draw(path, out)
+        known["sheet"] = str(out)
+    print(dumps(known) if json else "\n".join(lines(known)))
+
+
 def data() -> None:
-    """Make datasets: ``worldsim data make ale`` or ``worldsim data make sprites``.
+    """Make, import and look at datasets: ``worldsim data make | import | info``.
 
     Example: worldsim data make ale --game pong --out data/pong
     """
-    raise ValueError("worldsim data: say what to make: worldsim data make ale | sprites (each has --help).")
+    raise ValueError(
+        "worldsim data: say what to do: worldsim data make ale | doom | sprites, worldsim data import, or "
+        "worldsim data info (each has --help)."
+    )

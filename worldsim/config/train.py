@@ -161,7 +161,7 @@ class DataConfig:
     """Where clips come from.
 
     Attributes:
-      path: folder of a prepared dataset, or an ``.npz`` with arrays ``[episodes, t, ...]``.
+      path: folder of a prepared dataset, an ``.npz`` with arrays ``[episodes, t, ...]``, or ``tfds:NAME``.
       split, eval_split: names of the splits.
       threads: read threads of the loader.
     """

@@ -8,6 +8,7 @@ one another without overlap and never cross an episode's end.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -74,17 +75,17 @@ def write_dataset(
     partial = root.with_name(f".{root.name}.partial")
     _remove(partial)
     statistics = Statistics()
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     name = dataset_name(root.stem)
     store = ArrayStore(partial) if root.suffix == ".npz" else RecordStore(partial, name)
     try:
         for split, episodes in splits.items():
-            tallies[split] = _Tally(split, (expected or {}).get(split, 0), progress)
-            for index, episode in enumerate(episodes):
+            tallies[split] = Tally(split, (expected or {}).get(split, 0), progress)
+            for episode in episodes:
                 if len(tallies) == 1:
                     statistics.add(episode.frames)
                 keys = tuple(episode.arrays())
-                tallies[split].count(episode, _write_pieces(store, split, episode, index, records))
+                tallies[split].add(store, episode, records)
             tallies[split].check(records)
         mean, std = statistics.mean_std()
         full = dataclasses.replace(
@@ -97,9 +98,7 @@ def write_dataset(
         )
         made = store.close(full)
         if made.is_dir():
-            _remove(root / VERSION)
-            root.mkdir(parents=True, exist_ok=True)
-            made.rename(root / VERSION)
+            install(made, root, VERSION)
         else:
             made.replace(root)
     finally:
@@ -107,13 +106,19 @@ def write_dataset(
     return full
 
 
-def _write_pieces(
-    store: ArrayStore | RecordStore, split: str, episode: Episode, index: int, config: RecordConfig
-) -> list[tuple[int, int]]:
-    spans = list(pieces(len(episode), size=config.size, minimum=config.minimum))
-    for start, stop in spans:
-        store.write(split, episode, index, start, stop)
-    return spans
+def install(made: Path, root: Path, version: str) -> None:
+    """Put a finished dataset in the place of those at ``root``; at any moment one of them can be opened."""
+    root.mkdir(parents=True, exist_ok=True)
+    former = [path.parent for path in root.glob("*/dataset_info.json")]
+    if root / version in former:
+        aside = root / ".former"
+        _remove(aside)
+        (root / version).rename(aside)
+        former.append(aside)
+    made.rename(root / version)
+    for folder in former:
+        if folder != root / version:
+            _remove(folder)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -149,25 +154,39 @@ def dataset_name(text: str) -> str:
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
-class _Tally:
-    """Counts of one split while it is written."""
+class Tally:
+    """Counts of one split while it is written; begins where ``former`` stopped."""
 
-    def __init__(self, split: str, expected: int, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        split: str,
+        expected: int = 0,
+        progress: Progress | None = None,
+        former: SplitInfo = SplitInfo(),
+    ) -> None:
         self._split, self._expected, self._progress = split, expected, progress
-        self._counts = {"episodes": 0, "frames": 0, "records": 0, "dropped": 0}
-        self._hashes: list[str] = []
-        self._seeds: list[int] = []
-        self._lengths: list[int] = []
-        self._policies: dict[str, int] = {}
+        self._counts = {key: getattr(former, key) for key in ("episodes", "frames", "records", "dropped")}
+        self._hashes, self._parts = list(former.hashes), []
+        self._seeds, self._lengths = list(former.seeds), list(former.lengths)
+        self._policies = dict(former.policies)
 
-    def count(self, episode: Episode, spans: list[tuple[int, int]]) -> None:
+    def add(self, store: ArrayStore | RecordStore, episode: Episode, config: RecordConfig) -> None:
+        """Write an episode, or a part of one, to the store and count it."""
+        spans = list(pieces(len(episode), size=config.size, minimum=config.minimum))
+        for start, stop in spans:
+            store.write(self._split, episode, self._counts["episodes"], start, stop)
         kept = sum(stop - start for start, stop in spans)
         for key, count in {
-            "episodes": 1, "frames": kept, "records": len(spans), "dropped": len(episode) - kept
+            "episodes": not episode.more, "frames": kept, "records": len(spans),
+            "dropped": len(episode) - kept,
         }.items():  # fmt: skip
             self._counts[key] += count
-        self._hashes.append(episode.hash())
-        self._seeds.append(episode.seed)
+        self._parts.append(episode.hash())
+        if not episode.more:
+            whole = hashlib.sha256("".join(self._parts).encode()).hexdigest()
+            self._hashes.append(self._parts[0] if len(self._parts) == 1 else whole)
+            self._seeds.append(episode.seed)
+            self._parts = []
         self._lengths.extend(stop - start for start, stop in spans)
         self._policies[episode.policy] = self._policies.get(episode.policy, 0) + kept
         if self._progress is not None:

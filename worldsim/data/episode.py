@@ -23,6 +23,8 @@ class Episode:
       extra: further per-frame arrays, such as ``rewards`` ``[t]``, ``ram`` ``[t 128]`` or ``state``.
       seed: of the policy and the simulator.
       policy: who acted, in words.
+      offset: frames of the same episode that came before; a long one may be handed over in parts.
+      more: further parts of it follow.
     """
 
     frames: Frames
@@ -30,6 +32,8 @@ class Episode:
     extra: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     seed: int = 0
     policy: str = ""
+    offset: int = 0
+    more: bool = False
 
     def __post_init__(self) -> None:
         for name, rows in self.arrays().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from worldsim.config import ActionConfig, ConditionConfig
+from worldsim.data.episode import Statistics
 from worldsim.plain import from_dict
+from worldsim.types import Frames
 
 INFO_FILE, MEDIAN_FILE = "worldsim.json", "median.npy"
 
@@ -40,12 +43,35 @@ class SplitInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """A recording that was found.
+
+    Attributes:
+      name: path within the folder that was imported.
+      hash: sha256 of the file; it is known by it, whatever its name.
+      actions: sha256 of the file of actions beside it, or empty.
+      split: in which its frames are; empty where it was skipped.
+      frames: stored.
+      fps: of the recording itself, by its timestamps.
+      reason: why it was skipped, or empty.
+    """
+
+    name: str
+    hash: str = ""
+    actions: str = ""
+    split: str = ""
+    frames: int = 0
+    fps: float = 0.0
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class DataInfo:
     """A dataset in words and numbers.
 
     Attributes:
       name: of the dataset, such as ``pong``.
-      kind: where it comes from: ``ale``, ``sprites``, ``arrays``.
+      kind: where it comes from: ``ale``, ``doom``, ``sprites``, ``video``, ``rlds``, ``tfds``, ``arrays``.
       height, width, channels: of a frame.
       fps: frames per second for display.
       action: what leads from frame to frame.
@@ -54,6 +80,7 @@ class DataInfo:
       splits: by name.
       mean, std: per channel over the first split, 0 to 255.
       source: how it was made (game, options, versions).
+      files: recordings it was made from, those that were skipped and why among them.
       median: uint8 ``[h w c]``, the per-pixel median of the first split.
     """
 
@@ -70,6 +97,7 @@ class DataInfo:
     std: tuple[float, ...]
     conditions: tuple[ConditionConfig, ...] = ()
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: tuple[FileInfo, ...] = ()
     median: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 
@@ -92,6 +120,20 @@ def find_dataset(path: str | Path) -> Path:
     return max(found, key=lambda folder: [int(part) for part in folder.name.split(".") if part.isdigit()])
 
 
+def with_statistics(info: DataInfo, clips: Iterable[Frames]) -> DataInfo:
+    """The info with the mean, deviation and median of frames, given in clips that are read once."""
+    statistics = Statistics()
+    for frames in clips:
+        statistics.add(frames)
+    mean, std = statistics.mean_std()
+    return dataclasses.replace(
+        info,
+        mean=tuple(mean.round(4).tolist()),
+        std=tuple(std.round(4).tolist()),
+        median=statistics.median(),
+    )
+
+
 def info_to_json(info: DataInfo) -> dict[str, Any]:
     """The info as plain JSON values, without the median."""
     values = {
@@ -101,6 +143,7 @@ def info_to_json(info: DataInfo) -> dict[str, Any]:
         "action": dataclasses.asdict(info.action),
         "conditions": [*map(dataclasses.asdict, info.conditions)],
     }
+    values["files"] = [*map(dataclasses.asdict, info.files)]
     values["splits"] = {name: dataclasses.asdict(split) for name, split in info.splits.items()}
     return values
 
@@ -124,16 +167,19 @@ def info_from_json(values: dict[str, Any], median: UInt8[np.ndarray, "h w c"] | 
         **tuples(values),
         "action": from_dict(ActionConfig, values["action"]),
         "conditions": tuple(from_dict(ConditionConfig, item) for item in values["conditions"]),
+        "files": tuple(FileInfo(**item) for item in values.get("files", ())),
         "splits": {name: SplitInfo(**tuples(stored)) for name, stored in values["splits"].items()},
     }
     return DataInfo(**rebuilt, median=median)
 
 
 def write_info(folder: Path, info: DataInfo) -> None:
-    """Store the info beside the records."""
-    (folder / INFO_FILE).write_text(json.dumps(info_to_json(info), indent=1))
+    """Store the info beside the records; one that is there is replaced as a whole."""
     if info.median is not None:
         np.save(folder / MEDIAN_FILE, info.median)
+    partial = folder / f".{INFO_FILE}.partial"
+    partial.write_text(json.dumps(info_to_json(info), indent=1))
+    partial.replace(folder / INFO_FILE)
 
 
 def read_folder_info(path: str | Path) -> DataInfo:

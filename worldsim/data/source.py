@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from worldsim.data.arrays import KEYS, ArraySource, read_array_info, read_arrays, save_arrays
 from worldsim.data.info import INFO_FILE, DataInfo, find_dataset, read_folder_info
+from worldsim.data.registered import RegisteredSource, is_registered, read_registered
 from worldsim.data.stores import load_tfds
 
 CACHE = 2 << 30
@@ -98,7 +99,8 @@ def open_source(
     """Open one split of a dataset.
 
     Args:
-      path: a prepared TFDS folder (with or without its version folder) or an ``.npz`` file.
+      path: a prepared TFDS folder (with or without its version folder), an ``.npz`` file, or
+        ``tfds:NAME`` for a registered set (see :mod:`worldsim.data.registered`).
       keys: per-frame arrays that records hold, such as ``("frames", "actions", "ram")``; None for all.
       cache: bytes of decoded records to keep in memory; the rest are decoded whenever they are read.
 
@@ -107,6 +109,8 @@ def open_source(
       ValueError: it has no such split or key; those that exist are listed.
       ModuleNotFoundError: a TFDS folder, and tensorflow-datasets is missing.
     """
+    if is_registered(path):
+        return RegisteredSource(path, split, keys=keys, cache=cache)
     if Path(path).suffix == ".npz":
         splits = read_arrays(Path(path))
         if split not in splits:
@@ -116,11 +120,13 @@ def open_source(
 
 
 def read_info(path: str | Path) -> DataInfo:
-    """The info of a dataset: a folder made by worldsim, or an ``.npz``.
+    """The info of a dataset: a folder made by worldsim, an ``.npz``, or a registered set (``tfds:NAME``).
 
     Raises:
       FileNotFoundError: no dataset, or a TFDS folder that worldsim did not write.
     """
+    if is_registered(path):
+        return read_registered(path)
     return read_array_info(Path(path)) if Path(path).suffix == ".npz" else read_folder_info(path)
 
 
@@ -151,7 +157,7 @@ def export_arrays(path: str | Path, out: str | Path, *, keys: Sequence[str] | No
     out = Path(out)
     if out.suffix != ".npz":
         raise ValueError(f"export_arrays writes one .npz file; got out={out}. Give a name that ends in .npz.")
-    info = read_folder_info(path)
+    info = read_info(path)
     records = {}
     for split in info.splits:
         source = open_source(path, split, keys=keys, cache=0)

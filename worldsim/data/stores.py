@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ class ArrayStore:
 class RecordStore:
     """Records written to a TFDS folder as they come."""
 
-    def __init__(self, partial: Path, name: str) -> None:
-        self._tfds, self._folder, self._name = load_tfds(), partial, name
+    def __init__(self, partial: Path, name: str, version: str = VERSION) -> None:
+        self._tfds, self._folder, self._name, self._version = load_tfds(), partial, name, version
         self._features: Any = None
         self._shards: dict[str, _Shards] = {}
         partial.mkdir(parents=True)
@@ -66,15 +67,28 @@ class RecordStore:
         if split not in self._shards:
             self._shards[split] = _Shards(self._folder, self._name, split)
         rows = {name: array[start:stop] for name, array in episode.arrays().items()}
-        record = {**rows, "episode": index, "start": start, "last": stop == len(episode)}
+        last = stop == len(episode) and not episode.more
+        record = {**rows, "episode": index, "start": episode.offset + start, "last": last}
         self._shards[split].write(self._features.serialize_example(record))
+
+    def adopt(self, folder: Path) -> None:
+        """Begin with all records of another dataset of the same features, without copying where possible.
+
+        Its files stay as they are; the new folder holds further links to them.
+        """
+        builder = self._tfds.builder_from_directory(str(folder))
+        self._features = builder.info.features
+        for split, held in builder.info.splits.items():
+            self._shards[split] = _Shards(self._folder, self._name, split)
+            for path, count in zip(held.filepaths, held.shard_lengths, strict=True):
+                self._shards[split].adopt(Path(path), count)
 
     def close(self, info: DataInfo) -> Path:
         self._tfds.folder_dataset.write_metadata(
             data_dir=str(self._folder),
             features=self._features,
             split_infos=[shards.close(self._tfds) for shards in self._shards.values()],
-            version=VERSION,
+            version=self._version,
             check_data=False,  # The check reads through TensorFlow.
             disable_shuffling=True,
             description=f"worldsim {info.kind} episodes: {info.name}.",
@@ -112,6 +126,16 @@ class _Shards:
         self._counts[-1] += 1
         self._bytes += len(record)
         self._room -= len(record)
+
+    def adopt(self, path: Path, count: int) -> None:
+        """Take a whole file of ``count`` records as it is."""
+        link = self._path(len(self._counts))
+        try:
+            link.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, link)
+        self._counts.append(count)
+        self._bytes += path.stat().st_size
 
     def _finish(self) -> None:
         if self._writer is not None:
