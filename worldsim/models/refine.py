@@ -21,11 +21,13 @@ class Condition:
     """What a denoiser knows of chunks from their codes, computed once for all its steps.
 
     Attributes:
-      tokens: ``[b p h w d]``, of each chunk.
+      tokens: of each chunk.
+      shown: per block, the keys and values that a chunk shows to those beside it.
       sides: bool ``[b p 2]``: which chunks see the one before them and the one after.
     """
 
     tokens: Float[Array, "b p h w d"]
+    shown: tuple[tuple[Array, Array], ...]
     sides: Bool[Array, "b p 2"]
 
 
@@ -52,16 +54,22 @@ class RefineBlock(nnx.Module):
         self.up = linear(width, config.mlp)
         self.down = linear(config.mlp, width)
 
+    def show(self, tokens: Float[Array, "b p h w d"]) -> tuple[Array, Array]:
+        """Keys and values of a chunk's condition, for the chunks beside it."""
+        keys, values = jnp.split(self.around(self.context_norm(tokens)), 2, axis=-1)
+        return keys, values
+
     def __call__(
-        self, x: Float[Array, "b p h w d"], level: Float[Array, "b d"], condition: Condition
+        self,
+        x: Float[Array, "b p h w d"],
+        level: Float[Array, "b d"],
+        shown: tuple[Array, Array],
+        sides: Bool[Array, "b p 2"],
     ) -> Float[Array, "b p h w d"]:
         parts = jnp.split(self.modulate(level)[:, None, None, None], 6, axis=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
         q, k, v = jnp.split(self.read(self.attention_norm(x) * (1 + scale) + shift), 3, axis=-1)
-        shown, told = jnp.split(self.around(self.context_norm(condition.tokens)), 2, axis=-1)
-        mixed = attend_window(
-            q, (k, v), (shown, told), condition.sides, self.bias[...], heads=self.heads, radius=self.radius
-        )
+        mixed = attend_window(q, (k, v), shown, sides, self.bias[...], heads=self.heads, radius=self.radius)
         x = x + gate * self.out(mixed)
         hidden = nnx.gelu(self.up(self.mlp_norm(x) * (1 + mlp_scale) + mlp_shift))
         return x + mlp_gate * self.down(hidden)
@@ -115,7 +123,8 @@ class RefineHead(nnx.Module):
         if null is not None:
             tokens = jnp.where(null[:, None, None, None, None], self.null[...] + self.grid[...], tokens)
             see = see & ~null[:, None, None]
-        return Condition(tokens, jnp.broadcast_to(see, (b, p, 2)))
+        shown = tuple(block.show(tokens) for block in self.blocks)
+        return Condition(tokens, shown, jnp.broadcast_to(see, (b, p, 2)))
 
     def denoise(
         self, x: Float[Array, "b p h w z"], sigma: Float[Array, "b"], condition: Condition
@@ -127,8 +136,8 @@ class RefineHead(nnx.Module):
         embedded = self.level[0](jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1))
         embedded = nnx.silu(self.level[1](nnx.silu(embedded)))
         tokens = self.noisy(inward * x) + condition.tokens
-        for block in self.blocks:
-            tokens = block(tokens, embedded, condition)
+        for block, shown in zip(self.blocks, condition.shown, strict=True):
+            tokens = block(tokens, embedded, shown, condition.sides)
         return skip * x + out * self.out(self.norm(tokens)).astype(jnp.float32)
 
     def draw(
