@@ -19,6 +19,7 @@ from worldsim.checkpoint import load_world, save_world
 from worldsim.data.episode import Episode
 from worldsim.data.source import open_source
 from worldsim.demo import KNOWN, NEW, play, score
+from worldsim.evaluate.pong import ball
 from worldsim.generate.extend import World
 from worldsim.generate.requests import Generated
 from worldsim.ops.scores import PSNR_CAP, psnr
@@ -51,19 +52,6 @@ def tokenizer_psnr(world: World, held: Sequence[Clip]) -> float:
     """Mean PSNR of clips through the tokenizer: the ceiling of everything generated."""
     rows = [psnr(world.reconstruct(clip).frames, clip.frames, cap=PSNR_CAP) for clip in held]
     return round(float(np.mean(rows)), 3)
-
-
-def ball(frames: np.ndarray, median: np.ndarray) -> np.ndarray:
-    """Row and column of Pong's ball in frames ``[t 64 64 3]``, NaN where there is none.
-
-    It is the mean of the field's bright pixels that are not so in the median frame.
-    """
-    found, field = np.full((len(frames), 2), np.nan), slice(12, 58)
-    odd = np.abs(frames[:, field].astype(int) - median[field]).max(-1) > 60
-    for i, bright in enumerate(odd & (frames[:, field].min(-1) > 140)):
-        if bright.any():
-            found[i] = np.argwhere(bright).mean(0)
-    return found
 
 
 def ball_scores(

@@ -126,7 +126,7 @@ def is_a_fall(rows):
     """Whether rows in the order of time are what gravity does to a sprite let go in the first of them."""
     row, speed = int(rows[0]), 0
     for seen in rows[1:]:
-        row, speed = sprites._fall(row, speed, FLOOR, thrown=False)
+        row, speed = sprites.fall(row, speed, FLOOR, thrown=False)
         if row != seen:
             return False
     return True

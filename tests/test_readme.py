@@ -44,7 +44,7 @@ def test_a_changed_caption_is_seen():
 
 def test_every_verb_is_shown():
     shown = {command[1] for command in COMMANDS}
-    assert shown >= {"data", "train", "extend", "infill", "loop", "animate", "reconstruct"}
+    assert shown >= {"data", "train", "extend", "infill", "loop", "animate", "reconstruct", "evaluate"}
 
 
 @pytest.mark.law
@@ -107,6 +107,7 @@ def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
     few = {
         ("data", "make", "ale"): ["--frames", "300", "--test-frames", "300"],
         ("data", "make", "sprites"): ["--episodes", "16", "--test-episodes", "2"],
+        ("evaluate",): ["--clips", "2", "--horizon", "8", "--samples", "1", "--steps", "1"],
         ("train",): [
             *("--tokenizer.steps", "3", "--tokenizer.batch", "2", "--tokenizer.sample-every", "0"),
             *("--refine.steps", "3", "--refine.batch", "2", "--refine.sample-every", "0"),
@@ -114,7 +115,7 @@ def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
         ],
     }
     way = [c[1:] for c in COMMANDS if c[1] in ("data", "train") or "runs/pong/world" in c]
-    assert len(way) == 5
+    assert len(way) == 6
     for command in way:
         less = next((extra for start, extra in few.items() if tuple(command[: len(start)]) == start), [])
         cli.main([*command, *less])

@@ -193,3 +193,40 @@ def demo(
     )
     note(summary(report))
     print(out / "report.json")
+
+
+def evaluate(
+    world: Annotated[str, *positional("WORLD", WORLD)],
+    sampling: Annotated[Sampling, FLAT],
+    data: Path | None = None,
+    out: Path = Path("out/evaluate"),
+    clips: int = 12,
+    horizon: int = 64,
+    samples: int = 2,
+    split: str = "test",
+) -> None:
+    """Judge a world on held-out episodes: curves, likelihood, state, loops, as JSON, plots and one page.
+
+    Example: worldsim evaluate pong --data data/pong --out out/evaluate
+
+    Args:
+      data: a dataset's folder or .npz; the one that the world was trained on by default.
+      out: folder for report.json report.html contact_sheet.png and the plots.
+      clips: held-out windows; more take longer and narrow the bands.
+      horizon: frames to make in each direction; less where episodes are short.
+      samples: answers to each question.
+      split: of the data, that nobody trained on.
+    """
+    import worldsim
+    from worldsim.evaluate.run import Settings, summary
+    from worldsim.evaluate.run import evaluate as run
+
+    note(f"loading {world}")
+    model = worldsim.load(world)
+    settings = Settings(clips, horizon, samples, sampling.steps, sampling.temperature, sampling.seed, split)
+    trained_on = model.provenance.get("train", {}).get("data", {}).get("path")
+    if data is None and not trained_on:
+        raise ValueError("evaluate: the world doesn't say what it was trained on; give --data DIR.")
+    report = run(model, data or trained_on, out, settings=settings, name=Path(world).name, note=note)
+    note(summary(report))
+    print(out / "report.html")

@@ -123,7 +123,7 @@ def step(config: SpriteConfig, state: State, action: int, rng: np.random.Generat
         if drawn:
             sprite[2:4] = _velocity(config, sprite[:2], rng)
         if config.falling:
-            sprite[1], sprite[3] = _fall(int(sprite[1]), int(sprite[3]), config.span, thrown=drawn)
+            sprite[1], sprite[3] = fall(int(sprite[1]), int(sprite[3]), config.span, thrown=drawn)
             sprite[:1], sprite[2:3] = reflect(sprite[:1], sprite[2:3], config.span)
         else:
             sprite[:2], sprite[2:4] = reflect(sprite[:2], sprite[2:4], config.span)
@@ -144,7 +144,7 @@ def reflect(
     return np.where(low, -goal, np.where(high, 2 * span - goal, goal)), turned
 
 
-def _fall(y: int, speed: int, span: int, *, thrown: bool) -> tuple[int, int]:
+def fall(y: int, speed: int, span: int, *, thrown: bool) -> tuple[int, int]:
     """One frame of gravity: the ceiling reflects, the floor stops."""
     if y == span and not thrown:
         return span, 0

@@ -1,0 +1,218 @@
+"""What a world is judged on: held-out windows, other real play, and a sample of the training set."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from worldsim.config import WorldConfig
+from worldsim.data.info import DataInfo
+from worldsim.data.source import open_source, read_episodes, read_info
+from worldsim.generate.check import action_problems, check_clip
+from worldsim.types import Clip
+
+KNOWN = 16
+"""Frames known at one end, fewer where episodes are short."""
+
+FRAMES, SAMPLE = 20_000, 2048
+"""Most frames read from the held-out split, and from the training split."""
+
+TRUTH = ("ram", "state")
+"""What datasets may say of the true state of each frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Windows of ``known + horizon`` frames and what they are compared with.
+
+    Attributes:
+      frames: ``[n t H W c]``, one window a clip.
+      actions: ``[n t ...]``, or None where the world or the data has none.
+      truth: per name ``[n t ...]``: the emulator's RAM, the sprites' state.
+      others: ``[m t H W c]``: held-out windows that are no clips, or halves of those that are.
+      episodes: of how many episodes the clips are.
+      train: ``[k l H W c]`` pieces of the training split, or None.
+      median: ``[H W c]`` of the training data.
+      known, horizon: frames of a window.
+      info: of the dataset, or None where nobody wrote one.
+      notes: what was cut or left out, in words.
+    """
+
+    frames: UInt8[np.ndarray, "n t H W c"]
+    actions: Shaped[np.ndarray, "n t *a"] | None
+    truth: dict[str, np.ndarray]
+    others: UInt8[np.ndarray, "m t2 H W c"]
+    episodes: int
+    train: UInt8[np.ndarray, "k l H W c"] | None
+    median: UInt8[np.ndarray, "H W c"]
+    known: int
+    horizon: int
+    info: DataInfo | None
+    notes: tuple[str, ...] = ()
+
+    def clip(self, index: int) -> Clip:
+        """One window with its actions."""
+        return Clip(self.frames[index], None if self.actions is None else self.actions[index])
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def game(self) -> str | None:
+        """Whose state can be read from frames: ``pong``, ``sprites`` or None."""
+        if self.info is None:
+            return None
+        if self.info.kind == "sprites" and "state" in self.truth:
+            return "sprites"
+        return "pong" if self.info.source.get("game") == "pong" and "ram" in self.truth else None
+
+
+def load_held_out(
+    data: str | Path, config: WorldConfig, *, clips: int, horizon: int, split: str = "test"
+) -> HeldOut:
+    """Cut evenly spaced windows from a split, as long as half of its episodes allow.
+
+    Args:
+      data: a dataset's folder or ``.npz``.
+      config: of the world.
+      clips: windows to take; fewer where there are fewer.
+      horizon: frames to predict; less where episodes are short.
+
+    Raises:
+      FileNotFoundError, ValueError: no such dataset or split; data that the world can't take; too few frames.
+    """
+    if clips < 2 or horizon < 1:
+        raise ValueError(
+            f"evaluate: {clips} clips, horizon {horizon}; take 2 clips and 1 frame, or more of each."
+        )
+    info = _info(data)
+    episodes = _episodes(data, split, info)
+    _check_fit(episodes[0], config)
+    known, reach = _lengths([len(one["frames"]) for one in episodes], config, horizon)
+    notes = [] if reach >= horizon else [f"horizon cut from {horizon} to {reach}: episodes are short"]
+    places = _places([len(one["frames"]) for one in episodes], known + reach)
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(clips, len(places))).round().astype(int))
+    if len(chosen) < clips:
+        notes.append(f"{len(chosen)} clips instead of {clips}: the split {split!r} has no more")
+    cut = lambda name, at: np.stack([episodes[e][name][s : s + known + reach] for e, s in at])
+    mine = [places[i] for i in chosen]
+    rest = [place for i, place in enumerate(places) if i not in set(chosen.tolist())]
+    if len(rest) >= 2:
+        rest = [rest[i] for i in np.unique(np.linspace(0, len(rest) - 1, 4 * clips).round().astype(int))]
+    else:
+        notes.append("no other held-out windows: the Fréchet distance compares with the clips themselves")
+    return HeldOut(
+        frames=cut("frames", mine),
+        actions=_actions(episodes[0], config, notes, lambda: cut("actions", mine)),
+        truth={name: cut(name, mine) for name in TRUTH if name in episodes[0]},
+        others=cut("frames", rest if len(rest) >= 2 else mine),
+        episodes=len({e for e, _ in mine}),
+        train=_train_sample(data, notes),
+        median=_median(info, episodes),
+        known=known,
+        horizon=reach,
+        info=info,
+        notes=tuple(notes),
+    )
+
+
+def _info(data: str | Path) -> DataInfo | None:
+    """The dataset's info, or None where it is a TFDS set that others wrote."""
+    try:
+        return read_info(data)
+    except FileNotFoundError:
+        open_source(data, "train", keys=None)  # says so where there is no dataset at all
+        return None
+
+
+def _episodes(data: str | Path, split: str, info: DataInfo | None) -> list[dict[str, np.ndarray]]:
+    """Whole episodes until ``FRAMES`` frames are read."""
+    wanted = ("frames", "actions", *TRUTH)
+    held = wanted if info is None else info.keys
+    keys = tuple(name for name in wanted if name in held)
+    if info is None:
+        keys = ("frames",) if "actions" not in open_source(data, split, keys=None)[0] else wanted[:2]
+    episodes, count = [], 0
+    for episode in read_episodes(data, split, keys=keys):
+        episodes.append(episode)
+        count += len(episode["frames"])
+        if count >= FRAMES:
+            break
+    if not episodes:
+        raise ValueError(f"evaluate: {data} has no episodes in its split {split!r}; make or import some.")
+    return episodes
+
+
+def _check_fit(episode: dict[str, np.ndarray], config: WorldConfig) -> None:
+    """Refuse frames of another size and actions of another kind, all at once."""
+    wants = config.dynamics.action.kind != "none"
+    actions = episode.get("actions") if wants else None
+    problems = []
+    try:
+        check_clip(Clip(episode["frames"]), config, verb="evaluate")
+    except ValueError as error:
+        problems.append(str(error).rstrip("."))
+    if actions is not None:
+        found = action_problems(actions, config.dynamics.action, len(actions))
+        problems += [f"evaluate: the data's {text}" for text in found]
+    if problems:
+        raise ValueError(
+            "; ".join(problems) + ". Give the data that the world was trained on, or data of its kind."
+        )
+
+
+def _actions(episode, config: WorldConfig, notes: list[str], cut):
+    """Actions where the world takes some and the data has some."""
+    if config.dynamics.action.kind == "none":
+        return None
+    if "actions" not in episode:
+        notes.append("the data has no actions: the world runs free")
+        return None
+    return cut()
+
+
+def _lengths(lengths: list[int], config: WorldConfig, horizon: int) -> tuple[int, int]:
+    """Frames known and frames to predict, whole chunks of each, that half of the episodes have."""
+    f = config.tokenizer.frames_per_chunk
+    typical = int(np.sort(lengths)[len(lengths) // 2])
+    if typical < 2 * f:
+        raise ValueError(
+            f"evaluate: half of the held-out episodes have fewer than {typical + 1} frames; the world works "
+            f"in chunks of {f} and needs episodes of {2 * f} frames or more."
+        )
+    known = max(f, min(-(-KNOWN // f) * f, typical // 2 // f * f))
+    wanted = max(f, round(horizon / f) * f)
+    return known, min(wanted, (typical - known) // f * f)
+
+
+def _places(lengths: list[int], size: int) -> list[tuple[int, int]]:
+    """(episode, first frame) of windows beside each other, in the middle of each episode."""
+    out = []
+    for episode, length in enumerate(lengths):
+        count = length // size
+        first = (length - count * size) // 2
+        out += [(episode, first + i * size) for i in range(count)]
+    return out
+
+
+def _train_sample(data: str | Path, notes: list[str]) -> np.ndarray | None:
+    """Pieces of evenly spaced training records, about ``SAMPLE`` frames."""
+    try:
+        source = open_source(data, "train", keys=("frames",))
+    except ValueError:
+        notes.append("no training split: nearest neighbours are left out")
+        return None
+    length = int(min(64, np.median(source.lengths)))
+    long = np.flatnonzero(np.asarray(source.lengths) >= length)
+    take = np.unique(np.linspace(0, len(long) - 1, max(1, SAMPLE // length)).round().astype(int))
+    return np.stack([source[int(long[i])]["frames"][:length] for i in take])
+
+
+def _median(info: DataInfo | None, episodes: list[dict[str, np.ndarray]]) -> np.ndarray:
+    if info is not None and info.median is not None:
+        return np.asarray(info.median)
+    every = np.concatenate([one["frames"] for one in episodes])
+    return np.median(every[:: max(1, len(every) // 500)], axis=0).astype(np.uint8)

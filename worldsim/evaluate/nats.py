@@ -1,0 +1,105 @@
+"""How surprised the world is by the truth: teacher-forced nats per frame, in both directions of time."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from worldsim.evaluate.bands import single
+from worldsim.evaluate.held_out import HeldOut
+from worldsim.generate import requests, rollout
+from worldsim.generate.extend import World
+from worldsim.generate.render import tokenize
+from worldsim.models.cache import KVCache
+from worldsim.models.dynamics import Chunks
+from worldsim.ops.attention import QUERY
+from worldsim.plan import make_plan
+
+QUERIES = 8
+"""Chunks of a clip that are judged: those with the longest past that the cache holds."""
+
+
+@partial(jax.jit, static_argnames="graph")
+def surprise(
+    graph: nnx.GraphDef, params: nnx.State, cache: KVCache, query: Chunks, ranks: Int[Array, "b p n"]
+) -> Float[Array, "b p"]:
+    """Nats of each chunk's true codes, one code at a time in the order of ``ranks``.
+
+    Pass i shows the true codes of rank below i and reads off the one of rank i, so that the sum is minus the
+    log of a proper distribution over whole chunks: one order is one factorisation, and the mean over random
+    orders bounds minus the log of their mixture from above.
+
+    Args:
+      cache: the true past of every chunk (who sees what is ruled by the orders in ``query.ids``).
+      query: chunks of the query stream with their true codes ``[b p h w]``.
+      ranks: a permutation of 0 .. n-1 per chunk, in the row-major order of the codes.
+    """
+    model = nnx.merge(graph, params)
+    h = query.codes.shape[2]
+    codes = rearrange(query.codes, "b p h w -> b p (h w)")
+
+    def one(i, total):
+        shown = rearrange(jnp.where(ranks < i, codes, model.mask), "b p (h w) -> b p h w", h=h)
+        logits = model.predict(dataclasses.replace(query, codes=shown), cache)
+        logits = rearrange(logits, "b p h w v -> b p (h w) v")
+        here = jnp.argmax(ranks == i, axis=-1)[..., None]
+        row = jnp.take_along_axis(logits, here[..., None], axis=2)[:, :, 0]
+        code = jnp.take_along_axis(codes, here, axis=-1)
+        return total - jnp.take_along_axis(jax.nn.log_softmax(row), code, axis=-1)[..., 0]
+
+    return jax.lax.fori_loop(0, codes.shape[-1], one, jnp.zeros(codes.shape[:2]))
+
+
+def nats(
+    world: World, held: HeldOut, direction: Literal["forward", "backward"], *, seed: int = 0
+) -> dict[str, Any]:
+    """A bound on the surprise at the true codes of held-out frames, given the true frames before (or after).
+
+    Of each window the first chunks fill the cache; the last ``QUERIES`` of them and one more are judged, each
+    by what lies before it in the direction of generation.
+
+    Returns:
+      ``mean``, ``low``, ``high`` in nats a frame (band over clips), ``frames`` judged, and the fewest and the
+      most frames of ``past`` that they were given.
+    """
+    config, f = world.config, world.config.tokenizer.frames_per_chunk
+    chunks = min(config.dynamics.context + 1, held.frames.shape[1] // f)
+    frames = held.frames[:, : chunks * f]
+    codes = tokenize(*world.tokenizer, frames, frames_per_chunk=f)
+    rows = [requests.by_chunk(held.clip(i)[: chunks * f].actions, chunks, config) for i in range(len(held))]
+    actions = None if rows[0] is None else np.stack(rows)  # type: ignore[arg-type]
+    order = np.arange(chunks) if direction == "forward" else np.arange(chunks)[::-1]
+    codes, actions = codes[:, order], None if actions is None else actions[:, order]
+    past, first = chunks - 1, max(1, chunks - QUERIES)
+    plan = make_plan(order[:past], np.zeros(0, int), frames_per_chunk=f)
+    keys = jax.random.split(jax.random.key(seed), len(held))
+    state, _ = rollout.run(
+        world.dynamics, rollout.start(*world.dynamics, keys=keys), plan, codes=codes[:, :past],
+        actions=None if actions is None else actions[:, :past], dials=world.dials(1, 1.0),
+    )  # fmt: skip
+    asked = np.arange(first, chunks)
+    ids = np.stack([np.zeros_like(asked), asked, np.full_like(asked, QUERY)], -1)
+    shape = (len(held), len(asked))
+    query = Chunks(
+        codes=jnp.asarray(codes[:, asked], jnp.int32),
+        times=jnp.broadcast_to(jnp.asarray(order[asked] * f, jnp.float32), shape),
+        ids=jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (*shape, 3)),
+        noise=jnp.zeros(shape, jnp.float32),
+        actions=None if actions is None else jnp.asarray(actions[:, asked]),
+    )
+    rng = np.random.default_rng(seed)
+    count = int(np.prod(codes.shape[2:]))
+    ranks = rng.permuted(np.broadcast_to(np.arange(count), (*shape, count)), axis=-1)
+    total = np.asarray(surprise(*world.dynamics, state.cache, query, jnp.asarray(ranks, jnp.int32)))
+    return single(total.mean(1) / f, seed=seed) | {
+        "frames": int(total.size * f),
+        "past": [first * f, past * f],
+    }

@@ -1,0 +1,230 @@
+"""The report as one self-contained HTML page: numbers in tables, pictures inline, each with what it says."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from worldsim.evaluate.features import LABEL
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8885; --soft: #8882; --dim: #808080; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem; }
+p { margin: .4rem 0 .8rem; max-width: 46rem; } .dim { color: var(--dim); }
+table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: .22rem .8rem .22rem 0; text-align: right; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
+img { max-width: 100%; height: auto; display: block; margin: .6rem 0; }
+.wide { overflow-x: auto; } .sheet { image-rendering: pixelated; max-width: none; }
+"""
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A figure for reading; an empty cell where there is none."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 2) -> str:
+    """Rows under a head."""
+    line = lambda cells, tag: "".join(f"<{tag}>{escape(number(c, digits))}</{tag}>" for c in cells)
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f'<div class="wide"><table><tr>{line(head, "th")}</tr>{body}</table></div>'
+
+
+def picture(path: Path, kind: str = "") -> str:
+    """A PNG inside the page."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    alt = escape(path.stem.replace("_", " "))
+    return f'<div class="wide"><img class="{kind}" alt="{alt}" src="data:image/png;base64,{data}"></div>'
+
+
+def page(report: dict[str, Any], folder: Path) -> str:
+    """The whole page.
+
+    Args:
+      report: as it stands in ``report.json``.
+      folder: where the plots and the sheet are.
+    """
+    told = report["settings"]
+    actions = ", true actions given" if report["actions_given"] else ", no actions given"
+    parts = [
+        f"<h1>{escape(report['world'])} on {escape(report['data'])}</h1>",
+        f'<p class="dim">{report["clips"]} held-out windows of {report["episodes"]} episodes, '
+        f"{report['known']} frames known{actions}; {told['samples']} samples, {told['steps']} passes a "
+        f"chunk, temperature {told['temperature']:g}, seed {told['seed']}. Bands hold 90 % of the means "
+        "of clips drawn again (bootstrap); with few clips they are themselves rough.</p>",
+        "".join(f'<p class="dim">Note: {escape(note)}.</p>' for note in report["notes"]),
+        *_curves(report, folder),
+        *_surprise(report),
+        *_pictures(report),
+        *_loops(report),
+        *_distances(report),
+        *_state(report, folder),
+        "<h2>Frames</h2><p>Truth above each answer; blue borders are given frames, orange ones "
+        "generated.</p>",
+        picture(folder / "contact_sheet.png", "sheet"),
+        f'<p class="dim">Made in {report["seconds"]["all"]:.0f} s. All numbers are in report.json.</p>',
+    ]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>{escape(report["world"])}</title>'
+        f"<style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _curves(report: dict[str, Any], folder: Path) -> list[str]:
+    """Tables and plots of PSNR and SSIM over horizon."""
+    parts = [
+        "<h2>How far it stays with the truth</h2><p>Frames made and true, one by one. Copying is what a "
+        "world must beat; the tokenizer alone is the most that it can reach. Where the future is open, a "
+        "sharp wrong answer scores less than a blurred or missing one: PSNR falls for guessing, so look "
+        "at the state below. The best of several samples is a look at what is possible, not a score.</p>"
+    ]
+    for name, scores in report["curves"].items():
+        parts.append(picture(folder / f"{name}.png"))
+        rows, marks = [], [h for h in (1, 4, 8, 16, 32, 64) if h <= len(scores["psnr"]["mean"])]
+        for key, one in scores.items():
+            for label, row in (("mean of samples", "mean"), ("best of samples", "best"), ("copy", "copy")):
+                cells = [float(sum(one[row][:h]) / h) for h in marks]
+                rows.append(
+                    [f"{key.upper()}, {label}", *(number(c, 2 if key == "psnr" else 3) for c in cells)]
+                )
+        parts.append(
+            table([f"{name.replace('_', ', gap of ')}: mean of frames 1 to", *map(str, marks)], rows)
+        )
+    return parts
+
+
+def _surprise(report: dict[str, Any]) -> list[str]:
+    """Nats and the worth of actions."""
+    parts = [
+        "<h2>How surprised it is by the truth</h2><p>Nats a frame at the true codes, one code at a time "
+        "in a random order, given the true frames before (or after): an upper bound on what the world "
+        "pays for the truth. Comparable only between worlds with the same tokenizer.</p>"
+    ]
+    rows = [
+        [name, one["mean"], f"{number(one['low'])} to {number(one['high'])}", one["frames"],
+         f"{one['past'][0]} to {one['past'][1]}"]
+        for name, one in report["nats"].items() if isinstance(one, dict)
+    ]  # fmt: skip
+    parts.append(table(["", "nats a frame", "band", "frames judged", "frames given"], rows))
+    if "entropy" in report["nats"]:
+        parts.append(
+            f"<p>The sprites' next places have an entropy of exactly {report['nats']['entropy']:.3f} nats a "
+            "frame; where a sprite hides, the past knows more than one frame shows.</p>"
+        )
+    if report["actions"]:
+        parts.append(
+            "<h2>What actions are worth</h2><p>PSNR under the true actions less PSNR under another clip's, "
+            "shuffled, from the same frames and the same random key. Zero means that actions do nothing.</p>"
+        )
+        rows = [
+            [h, one["mean"], f"{number(one['low'])} to {number(one['high'])}", one["at"]["mean"]]
+            for h, one in report["actions"].items()
+        ]
+        parts.append(table(["frames", "ΔPSNR up to, dB", "band", "at, dB"], rows))
+    return parts
+
+
+def _pictures(report: dict[str, Any]) -> list[str]:
+    """The tokenizer's table."""
+    names = ("psnr", "ssim", "sharpness", "features", "frechet", "flicker")
+    rows = [
+        [way, *(number(one.get(name), 2 if name == "psnr" else 3) for name in names)]
+        for way, one in report["pictures"].items()
+    ]
+    return [
+        "<h2>What a picture keeps</h2><p>Real frames drawn from their codes (q), which is all that is "
+        "ever generated, and from their latents before rounding (z), which is the ceiling of refinement. "
+        "Sharpness: energy of the finest Haar bands over that of the truth, 1 is alike. Features: "
+        f"distance from the truth in {LABEL}, paired and as a Fréchet distance, 0 is alike. Flicker: "
+        "energy of second differences in time over that of z.</p>",
+        table(["", "PSNR, dB", "SSIM", "sharpness", "features", "Fréchet", "flicker"], rows),
+    ]
+
+
+def _loops(report: dict[str, Any]) -> list[str]:
+    """Ratios of loops."""
+    if not report["loops"]:
+        return []
+    names = ("seam", "jerk", "peak", "motion")
+    rows = [[name, report["loops"][name], report["loops"][f"{name}_loops"]] for name in names]
+    rows.append(["peak of real play", report["loops"]["peak_real"], report["clips"]])
+    return [
+        f"<h2>Loops of {report['loops']['frames']} frames</h2><p>The step over the seam (seam), its "
+        "change of velocity (jerk), the largest step anywhere (peak), each over the loop's own median, "
+        "and the mean step over that of real play (motion). 1 is alike; a small seam with little motion "
+        "is a still picture.</p>",
+        table(["median of loops", "ratio", "of loops"], rows),
+    ]
+
+
+def _distances(report: dict[str, Any]) -> list[str]:
+    """Fréchet distance and nearest neighbours."""
+    parts = [
+        f"<h2>Does it look like real play</h2><p>Fréchet distance in {LABEL}, from other held-out play, "
+        "in units of how far that scatters. The floor is as much real play in place of the generated: "
+        "only what lies above it says anything.</p>"
+    ]
+    rows = [
+        [f"{name}, frames {span}", one["made"], one["floor"], one["pieces"]]
+        for name, spans in report["frechet"].items() for span, one in spans.items()
+    ]  # fmt: skip
+    parts.append(table(["", "world", "floor", "pieces"], rows, 3))
+    if report["neighbours"]:
+        parts.append(
+            "<h2>Does it replay its training set</h2><p>Root mean square distance (0 to 255) to the "
+            f"nearest of {report['neighbours']['sample']} training frames; medians. A ratio far below 1, "
+            "above all for clips of four frames, is memorising.</p>"
+        )
+        rows = [
+            [name, one["made"], one["truth"], one["ratio"]]
+            for name, one in report["neighbours"].items() if isinstance(one, dict)
+        ]  # fmt: skip
+        parts.append(table(["", "world", "held-out truth", "ratio"], rows))
+    return parts
+
+
+def _state(report: dict[str, Any], folder: Path) -> list[str]:
+    """What is read from frames."""
+    state = report["state"]
+    if not state:
+        return []
+    words = {
+        "pong": "Ball and paddles read from frames, against the emulator's RAM. The reader's own recall "
+        "and error on real frames come first: no score can be better. A free ball drifts off the "
+        "truth where a return is a matter of luck; the own paddle is steered and has no excuse.",
+        "sprites": "Shape, colour and place of each sprite read from frames, against the true state. "
+        "Free sprites turn at random, so their error grows for any world; the pushed one "
+        "follows the given actions.",
+    }[report["game"]]
+    parts = [f"<h2>What happens in the frames</h2><p>{words}</p>", picture(folder / "state.png")]
+    reader = [[name.replace("_", " "), value] for name, value in state["reader"].items()]
+    parts.append(table(["reader on real frames", ""], reader, 3))
+    for name in ("forward", "backward"):
+        spans = {key: one for key, one in state[name].items() if key.isdigit()}
+        keys = list(next(iter(spans.values()), {}))
+        rows = [[key.replace("_", " "), *(one[key] for one in spans.values())] for key in keys]
+        parts.append(table([f"{name}, frames", *spans], rows))
+    if "stages" in state:
+        rows = [
+            [name.replace("_", " "), 100 * value]
+            for name, value in state["stages"].items()
+            if value is not None
+        ]
+        parts.append(table(["which stage loses the ball", "% of true balls"], rows, 1))
+    for name in ("forward", "backward") if report["game"] == "sprites" else ():
+        one = state[name]
+        rows = [
+            [key, *(" of ".join(map(str, v)) if isinstance(v, list) else number(v, 3) for v in (m, t))]
+            for key, m, t in ((k, one["made"][k], one["truth"][k]) for k in one["made"])
+        ]
+        rows.append(["redraw rate over the truth's", number(one["redraw_ratio"], 2), "1"])
+        parts.append(table([f"laws, {name}", "world", "truth by the same reader"], rows))
+    return parts

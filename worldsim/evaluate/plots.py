@@ -1,0 +1,130 @@
+"""Plots of curves with their bands, readable on light and on dark ground."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORLD, OTHER, CEILING, SECOND = "#2f7fd6", "#8a8a8a", "#2e9e6b", "#d9822b"
+_TEXT = "#7d7d7d"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One curve over horizon, counted from 1.
+
+    Attributes:
+      label: in the legend.
+      values: ``[h]``, NaN where there is none.
+      low, high: its band, or None.
+      color, style: of the line.
+    """
+
+    label: str
+    values: Any
+    low: Any = None
+    high: Any = None
+    color: str = WORLD
+    style: str = "-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Curves that share an axis; ``floor`` draws from 0 on."""
+
+    title: str
+    unit: str
+    lines: Sequence[Line]
+    floor: bool = False
+
+
+def banded(label: str, curve: dict[str, Any], color: str = WORLD, style: str = "-") -> Line:
+    """A line from the mean and the band of :func:`worldsim.evaluate.bands.band`."""
+    return Line(label, curve["mean"], curve["low"], curve["high"], color, style)
+
+
+def draw(path: Path, panels: Sequence[Panel]) -> Path:
+    """Write panels beside each other as a PNG with a clear ground.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is missing.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(panels) + 0.2, 3.3), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), index + 1)
+        for line in panel.lines:
+            values = np.asarray(line.values, float)
+            x = np.arange(1, len(values) + 1)
+            mark = "o" if len(values) < 3 else None
+            axes.plot(
+                x, values, line.style, color=line.color, label=line.label, linewidth=1.7, marker=mark, ms=3
+            )
+            if line.low is not None:
+                low, high = (np.asarray(edge, float) for edge in (line.low, line.high))
+                axes.fill_between(x, low, high, color=line.color, alpha=0.18, linewidth=0)
+        axes.set_title(panel.title, color=_TEXT, fontsize=10)
+        axes.set_xlabel("frames from the known end", color=_TEXT, fontsize=9)
+        axes.set_ylabel(panel.unit, color=_TEXT, fontsize=9)
+        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[union-attr]
+        axes.tick_params(colors=_TEXT, labelsize=8)
+        axes.grid(color=_TEXT, alpha=0.22, linewidth=0.6)
+        axes.patch.set_alpha(0)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(_TEXT)
+        if panel.floor:
+            axes.set_ylim(bottom=0)
+        legend = axes.legend(fontsize=8, frameon=False, labelcolor=_TEXT)
+        legend.set_zorder(5)
+    figure.savefig(path, transparent=True)
+    return path
+
+
+def score_panels(name: str, scores: dict[str, Any], ceiling: float | None) -> list[Panel]:
+    """PSNR and SSIM of one verb: samples, the best of them, copying, and what the tokenizer reaches."""
+    copied = {"forward": "copy the last frame", "backward": "copy the first frame"}
+    other, panels = copied.get(name, "copy the nearest frame"), []
+    for key, unit in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+        if key not in scores:
+            continue
+        one = scores[key]
+        lines = [
+            banded("mean of samples", one),
+            Line("best of samples", one["best"], style="--"),
+            Line(other, one["copy"], one["copy_low"], one["copy_high"], OTHER),
+        ]
+        if key == "psnr" and ceiling is not None:
+            lines.append(
+                Line("tokenizer alone", np.full(len(one["mean"]), ceiling), None, None, CEILING, ":")
+            )
+        panels.append(Panel(name.replace("_", ", gap of "), unit, lines))
+    return panels
+
+
+def state_panels(game: str, state: dict[str, Any]) -> list[Panel]:
+    """What is read from generated frames, forward and backward."""
+    both = [(name, state[name], color) for name, color in (("forward", WORLD), ("backward", SECOND))]
+    keys = {
+        "pong": (
+            ("own_error", "own paddle", "error, pixels"),
+            ("ball_recall", "ball within 3 pixels", "share of true balls"),
+            ("ball_error", "ball, where one is seen", "error, pixels"),
+        ),
+        "sprites": (
+            ("pushed_error", "pushed sprite", "error, pixels"),
+            ("free_error", "free sprites", "error, pixels"),
+            ("found", "right colour and shape", "share of sprites"),
+        ),
+    }[game]
+    return [
+        Panel(title, unit, [banded(name, part[key], color) for name, part, color in both], floor=True)
+        for key, title, unit in keys
+    ]
