@@ -203,6 +203,7 @@ def evaluate(
     clips: int = 12,
     horizon: int = 64,
     samples: int = 2,
+    regression: str | None = None,
     split: str = "test",
 ) -> None:
     """Judge a world on held-out episodes: curves, likelihood, state, loops, as JSON, plots and one page.
@@ -215,6 +216,7 @@ def evaluate(
       clips: held-out windows; more take longer and narrow the bands.
       horizon: frames to make in each direction; less where episodes are short.
       samples: answers to each question.
+      regression: a world with the same tokenizer and a regression head, to compare the refinement with.
       split: of the data, that nobody trained on.
     """
     import worldsim
@@ -223,10 +225,13 @@ def evaluate(
 
     note(f"loading {world}")
     model = worldsim.load(world)
-    settings = Settings(clips, horizon, samples, sampling.steps, sampling.temperature, sampling.seed, split)
+    dials = (sampling.steps, sampling.temperature, sampling.refine_steps, sampling.seed)
+    settings = Settings(clips, horizon, samples, *dials, split)
     trained_on = model.provenance.get("train", {}).get("data", {}).get("path")
     if data is None and not trained_on:
         raise ValueError("evaluate: the world doesn't say what it was trained on; give --data DIR.")
-    report = run(model, data or trained_on, out, settings=settings, name=Path(world).name, note=note)
+    mean = None if regression is None else worldsim.load(regression)
+    options = {"settings": settings, "regression": mean, "name": Path(world).name, "note": note}
+    report = run(model, data or trained_on, out, **options)
     note(summary(report))
     print(out / "report.html")

@@ -139,6 +139,11 @@ def _pictures(report: dict[str, Any]) -> list[str]:
         [way, *(number(one.get(name), 2 if name == "psnr" else 3) for name in names)]
         for way, one in report["pictures"].items()
     ]
+    closed = [
+        [way, *("" if one.get(name) is None else f"{100 * one[name]:.0f} %" for name in names[2:5])]
+        for way, one in report["closed"].items()
+    ]
+    shares = table(["of the way from q to z", "sharpness", "features", "Fréchet"], closed) if closed else ""
     return [
         "<h2>What a picture keeps</h2><p>Real frames drawn from their codes (q), which is all that is "
         "ever generated, and from their latents before rounding (z), which is the ceiling of refinement. "
@@ -146,6 +151,7 @@ def _pictures(report: dict[str, Any]) -> list[str]:
         f"distance from the truth in {LABEL}, paired and as a Fréchet distance, 0 is alike. Flicker: "
         "energy of second differences in time over that of z.</p>",
         table(["", "PSNR, dB", "SSIM", "sharpness", "features", "Fréchet", "flicker"], rows),
+        shares,
     ]
 
 

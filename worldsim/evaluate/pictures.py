@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,41 +15,87 @@ from jaxtyping import UInt8
 from worldsim.evaluate.curves import psnr_rows, ssim_rows
 from worldsim.evaluate.features import PIECE, frechet, make_network, paired_distance, pieces, spread
 from worldsim.generate.extend import World
-from worldsim.generate.render import BLOCK
+from worldsim.generate.render import BLOCK, render, tokenize
 from worldsim.models.tokenizer import to_float, to_uint8
 from worldsim.ops import haar
 
 Renderer = Callable[[UInt8[np.ndarray, "b t H W c"]], UInt8[np.ndarray, "b t H W c"]]
 
 
-@partial(jax.jit, static_argnames=("graph", "kind"))
-def _through(graph: nnx.GraphDef, params: nnx.State, frames, kind: Literal["q", "z"]):
+STEPS = (1, 2, 4, 8)
+"""Of the refinement head, a row each."""
+
+GAPS = ("sharpness", "features", "frechet")
+"""Scores by which a refinement is judged: what share of the way from ``q`` to ``z`` it goes."""
+
+
+@partial(jax.jit, static_argnames="graph")
+def _through(graph: nnx.GraphDef, params: nnx.State, frames):
     model = nnx.merge(graph, params)
-    z = model.encode(to_float(frames))
-    return to_uint8(model.decode(model.quantizer(z)[0] if kind == "q" else z))
+    return to_uint8(model.decode(model.encode(to_float(frames))))
 
 
-def renderers(world: World) -> dict[str, Renderer]:
+def renderers(world: World, regression: World | None = None, *, seed: int = 0) -> dict[str, Renderer]:
     """By name, every way in which the world can draw frames that it has encoded, worst first.
 
-    ``q`` decodes the codes, which is what the dynamics works with; ``z`` decodes the latents before they were
-    rounded, which no generated chunk has: the ceiling of any refinement. Rows between them go between them.
-    """
-    block = BLOCK * world.config.tokenizer.frames_per_chunk
+    ``q`` decodes the codes, which is what the dynamics works with; ``n steps`` refine them; ``z`` decodes the
+    latents before they were rounded, which no generated chunk has: the ceiling of any refinement.
 
-    def through(frames: np.ndarray, *, kind: Literal["q", "z"]) -> np.ndarray:
+    Args:
+      world: to judge.
+      regression: a world with the same tokenizer whose head predicts the mean detail, for a row of its own.
+      seed: of the detail.
+
+    Raises:
+      ValueError: the two worlds' codes differ.
+    """
+    f = world.config.tokenizer.frames_per_chunk
+    block = BLOCK * f
+
+    def latents(frames: np.ndarray) -> np.ndarray:
         parts = []
         for start in range(0, frames.shape[1], block):
             part = frames[:, start : start + block]
             pad = ((0, 0), (0, block - part.shape[1]), (0, 0), (0, 0), (0, 0))
-            drawn = _through(*world.tokenizer, np.pad(part, pad, mode="edge"), kind)
+            drawn = _through(*world.tokenizer, np.pad(part, pad, mode="edge"))
             parts.append(np.asarray(drawn)[:, : part.shape[1]])
         return np.concatenate(parts, axis=1)
 
-    rows: dict[str, Renderer] = {"q": partial(through, kind="q")}
-    # Other ways to draw from the codes, such as a head that restores detail, are added here.
-    rows["z"] = partial(through, kind="z")
-    return rows
+    def codes(frames: np.ndarray, *, by: World, steps: int) -> np.ndarray:
+        seen = tokenize(*by.tokenizer, frames, frames_per_chunk=f)
+        if by is not world and (seen != tokenize(*world.tokenizer, frames, frames_per_chunk=f)).any():
+            raise ValueError(
+                "evaluate: the regression head belongs to another tokenizer; train it on this one."
+            )
+        times = np.arange(seen.shape[1], dtype=np.float32) * f
+        keys = jax.random.split(jax.random.key(seed), len(frames))
+        return render(by.renderer, seen, times, keys, refine_steps=steps)
+
+    rows: dict[str, Renderer] = {"q": partial(codes, by=world, steps=0)}
+    for one in (regression, world):
+        if one is not None and one.refine is not None:
+            mean = one.config.refine.kind == "regression"
+            rows |= {
+                "regression" if mean else f"{n} step{'s' * (n > 1)}": partial(codes, by=one, steps=n)
+                for n in ((1,) if mean else STEPS)
+            }
+    return rows | {"z": latents}
+
+
+def shares_closed(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Per row between ``q`` and ``z``, what share of the gap between these it closes in each of ``GAPS``.
+
+    1 is as far as ``z``, 0 as far as ``q``; beyond 1 overshoots. Gaps of nothing are left out.
+    """
+    out: dict[str, dict[str, float]] = {}
+    for name, row in rows.items():
+        if name not in ("q", "z"):
+            out[name] = {
+                score: (row[score] - rows["q"][score]) / gap
+                for score in GAPS
+                if row.get(score) is not None and (gap := rows["z"][score] - rows["q"][score])
+            }
+    return out
 
 
 def picture_table(

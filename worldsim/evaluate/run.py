@@ -22,7 +22,7 @@ from worldsim.evaluate.held_out import HeldOut, load_held_out
 from worldsim.evaluate.nats import nats
 from worldsim.evaluate.neighbours import neighbour_table
 from worldsim.evaluate.page import page
-from worldsim.evaluate.pictures import picture_table, renderers
+from worldsim.evaluate.pictures import picture_table, renderers, shares_closed
 from worldsim.evaluate.play import Played, play
 from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
@@ -40,6 +40,7 @@ class Settings:
       horizon: frames made in each direction; less where episodes are short.
       samples: answers to each question.
       steps, temperature: of sampling.
+      refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
       seed: of all randomness.
       split: that nobody trained on.
     """
@@ -49,6 +50,7 @@ class Settings:
     samples: int = 2
     steps: int = 8
     temperature: float = 1.0
+    refine_steps: int | None = None
     seed: int = 0
     split: str = "test"
 
@@ -77,6 +79,7 @@ def evaluate(
     out: str | Path,
     *,
     settings: Settings = Settings(),
+    regression: World | None = None,
     name: str = "world",
     note: Note | None = None,
 ) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def evaluate(
       world: to judge.
       data: the dataset that it was trained on, or one of its kind.
       out: for ``report.json``, ``report.html``, ``contact_sheet.png`` and a plot per figure.
+      regression: a world with the same tokenizer and a regression head, to compare the refinement with.
       name: of the world, for the page.
       note: is told what is under way.
 
@@ -96,14 +100,15 @@ def evaluate(
       FileNotFoundError, ValueError: no such dataset or split; data that doesn't fit; too few frames.
     """
     out, clock = Path(out), _Clock(note or (lambda _: None))
-    dials = world.dials(settings.steps, settings.temperature)
+    dials = world.dials(settings.steps, settings.temperature, settings.refine_steps)
     held = load_held_out(
         data, world.config, clips=settings.clips, horizon=settings.horizon, split=settings.split
     )
     out.mkdir(parents=True, exist_ok=True)
     clock.done("reading data")
     f = world.config.tokenizer.frames_per_chunk
-    table, drawn = picture_table(renderers(world), held.frames[:, : held.frames.shape[1] // f * f])
+    ways = renderers(world, regression, seed=settings.seed)
+    table, drawn = picture_table(ways, held.frames[:, : held.frames.shape[1] // f * f])
     clock.done("pictures")
     played = play(
         world, held, dials, samples=settings.samples, seed=settings.seed, note=note or (lambda _: None)
@@ -113,7 +118,7 @@ def evaluate(
         "world": name, "data": held.info.name if held.info else Path(data).name, "game": held.game,
         "settings": dataclasses.asdict(settings), "clips": len(held), "episodes": held.episodes,
         "known": held.known, "horizon": held.horizon, "actions_given": held.actions is not None,
-        "notes": list(held.notes), "pictures": table,
+        "notes": list(held.notes), "pictures": table, "closed": shares_closed(table),
         "nats": {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")},
     }  # fmt: skip
     if held.game == "sprites" and held.info and "next_entropy" in held.info.source:
