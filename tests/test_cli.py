@@ -12,6 +12,7 @@ import tiny
 from worldsim import cli
 from worldsim.cli.options import load_config, read_actions
 from worldsim.data.video import read_video, write_video
+from worldsim.types import Clip
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +60,16 @@ def test_animate_takes_the_first_frame_of_a_clip(folder, capsys):
     assert len(made) == 3
     np.testing.assert_array_equal(made[0], tiny.make_clip(4).frames[0])
     assert "loading" in capsys.readouterr().err
+
+
+def test_an_input_is_padded_or_cropped_as_asked(folder, capsys):
+    wide = Clip(np.full((2, 16, 32, 3), 200, np.uint8))
+    write_video(folder / "wide.npz", wide)
+    command = ("animate", folder / "world", folder / "wide.npz", "--frames", "1", "--out", folder / "fit.npz")
+    assert "--resize" in refused(capsys, *command)
+    for fit, brightness in (("pad", 0), ("crop", 200)):
+        cli.main([*map(str, command), "--steps", "1", "--resize", "--fit", fit])
+        assert read_video(folder / "fit.npz").frames[0, 0].max() == brightness
 
 
 def test_damaged_files_are_named(folder, capsys):

@@ -309,6 +309,27 @@ def test_an_interrupted_run_leaves_the_old_dataset_whole(tmp_path, monkeypatch, 
     assert [file.name for file in import_recordings(folder, out, config=config).new] == ["c.mp4"]
 
 
+def test_at_any_moment_of_a_replacement_a_dataset_can_be_opened(tmp_path, monkeypatch):
+    record_all(tmp_path / "in", a=20)
+    out, config = tmp_path / "out", ImportConfig(PAD)
+    import_recordings(tmp_path / "in", out, config=config)
+    before, real = stored(out), Path.rename
+
+    def stop(self, target):
+        if self.name == ".out.partial":
+            assert stored(out) == before
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            import_recordings(tmp_path / "in", out, config=config, overwrite=True)
+    assert stored(out) == before
+    import_recordings(tmp_path / "in", out, config=config, overwrite=True)
+    assert stored(out) == before and [path.name for path in out.iterdir()] == ["1.0.0"]
+
+
 def test_other_options_and_other_datasets_are_refused(tmp_path):
     record_all(tmp_path / "in", a=20)
     import_recordings(tmp_path / "in", tmp_path / "out", config=ImportConfig(PAD))

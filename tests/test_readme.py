@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+import movies
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,11 +102,14 @@ def test_examples_in_the_help_are_whole_commands(monkeypatch):
 
 @pytest.mark.slow
 def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
-    """The commands under *Train a world of your own*, as they stand but with less of everything."""
+    """The commands that make data and train on it, as they stand but with less of everything."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for seed in range(2):
+        movies.record(tmp_path / f"recordings/{seed}.mp4", movies.dot(60, seed=seed), fps=30)
     few = {
         ("data", "make", "ale"): ["--frames", "300", "--test-frames", "300"],
+        ("data", "make", "doom"): ["--frames", "40", "--test-frames", "40"],
         ("data", "make", "sprites"): ["--episodes", "16", "--test-episodes", "2"],
         ("evaluate",): ["--clips", "2", "--horizon", "8", "--samples", "1", "--steps", "1"],
         ("train",): [
@@ -115,7 +119,7 @@ def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
         ],
     }
     way = [c[1:] for c in COMMANDS if c[1] in ("data", "train") or "runs/pong/world" in c]
-    assert len(way) == 6
+    assert len(way) == 10
     for command in way:
         less = next((extra for start, extra in few.items() if tuple(command[: len(start)]) == start), [])
         cli.main([*command, *less])

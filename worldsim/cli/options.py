@@ -8,7 +8,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -59,13 +59,20 @@ class Output:
 
     Attributes:
       out: .mp4 .gif .webm to look at, .png for a contact sheet, .npz for frames and actions as they are.
-      resize: bring frames of another size to the world's (padded, not stretched).
+      resize: bring frames of another size to the world's, as ``fit`` says (never stretched).
+      fit: pad with black, or crop the overhang: crop for worlds of recordings imported so.
       json: print what was made, with scores, as JSON on stdout.
     """
 
     out: Path
     resize: bool = False
+    fit: Literal["pad", "crop"] = "pad"
     json: bool = False
+
+    @property
+    def how(self) -> Literal["pad", "crop"] | None:
+        """How inputs are resized, or None."""
+        return self.fit if self.resize else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +88,8 @@ class Making:
     overwrite: bool = False
 
 
-def read_input(text: str, world: Any, *, resize: bool) -> Any:
-    """A clip from a file or, as ``NAME:I``, from those bundled with a world."""
+def read_input(text: str, world: Any, *, resize: Literal["pad", "crop"] | None) -> Any:
+    """A clip from a file or, as ``NAME:I``, from those bundled with a world; resized in that way, if any."""
     from worldsim.checkpoint import bundled_worlds
     from worldsim.data.video import read_video, resize_clip
     from worldsim.worlds import clips
@@ -98,7 +105,7 @@ def read_input(text: str, world: Any, *, resize: bool) -> Any:
     else:
         clip = read_video(text)
     tokenizer = world.config.tokenizer
-    return resize_clip(clip, tokenizer.height, tokenizer.width) if resize else clip
+    return resize_clip(clip, tokenizer.height, tokenizer.width, how=resize) if resize else clip
 
 
 def read_actions(text: str | None, world: Any) -> Any:

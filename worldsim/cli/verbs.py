@@ -69,7 +69,7 @@ def extend(
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
     began, model = _begin(world, output)
-    clip = read_input(input, model, resize=output.resize)
+    clip = read_input(input, model, resize=output.how)
     rows = read_actions(actions, model)
     made = model.extend(clip, frames, direction=direction, actions=rows, **sampling.options())
     _finish(made.clip, output, began, {"new": frames, "direction": direction})
@@ -93,7 +93,7 @@ def infill(
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
     began, model = _begin(world, output)
-    first, second = (read_input(text, model, resize=output.resize) for text in (before, after))
+    first, second = (read_input(text, model, resize=output.how) for text in (before, after))
     made = model.infill(first, second, frames, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames})
 
@@ -115,7 +115,7 @@ def loop(
     from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
 
     began, model = _begin(world, output)
-    clip = read_input(input, model, resize=output.resize)
+    clip = read_input(input, model, resize=output.how)
     made = model.loop(clip, frames, **sampling.options()).clip
     ratios = {"seam_ratio": seam_ratio, "jerk_ratio": jerk_ratio, "peak_ratio": peak_ratio}
     scores = {name: ratio(made.frames) for name, ratio in ratios.items()}
@@ -141,7 +141,7 @@ def animate(
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
     began, model = _begin(world, output)
-    clip = read_input(image, model, resize=output.resize)
+    clip = read_input(image, model, resize=output.how)
     made = model.animate(clip[:1], frames, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames})
 
@@ -158,7 +158,7 @@ def reconstruct(
     from worldsim.ops.scores import PSNR_CAP, psnr, ssim
 
     began, model = _begin(world, output)
-    clip = read_input(input, model, resize=output.resize)
+    clip = read_input(input, model, resize=output.how)
     seen = model.reconstruct(clip)
     scores = {
         "psnr": round(float(psnr(seen.frames, clip.frames, cap=PSNR_CAP).mean()), 3),

@@ -57,8 +57,8 @@ def read_rows(path: Path) -> Actions:
             raise ValueError(f"{path.name} has actions under 0 or over 2**20; number them from 0")
         return rows.astype(np.int32)
     rows = rows.reshape(len(rows), -1).astype(np.float32)
-    bad = ~np.isfinite(rows).all(-1)
-    bad[0] &= not np.isnan(rows[0]).all()
+    bad = np.any(~np.isfinite(rows), axis=1)
+    bad[0] = bad[0] and not np.isnan(rows[0]).all()
     if bad.any():
         raise ValueError(f"{path.name} has a value that is no finite number in row {int(np.argmax(bad))}")
     return rows

@@ -94,12 +94,13 @@ class Recording:
           UnusableError: as :meth:`frames` does.
         """
         import av
+        from av.error import FFmpegError
 
         try:
             with av.open(str(self._path)) as container:
                 stream = container.streams.video[0]
                 return float(stream.average_rate or stream.guessed_rate or 0)
-        except (av.FFmpegError, OSError, IndexError):
+        except (FFmpegError, OSError, IndexError):
             next(self._timed(even=False), None)  # tells what is wrong
             raise UnusableError("its frame rate can't be read") from None
 
@@ -111,6 +112,7 @@ class Recording:
     def _timed(self, *, even: bool) -> Iterator[tuple[float, Frame]]:
         """Every frame of the file with its time."""
         import av
+        from av.error import FFmpegError
 
         try:
             if self._path.stat().st_size == 0:
@@ -126,7 +128,7 @@ class Recording:
                 promised = stream.frames
         except UnusableError:
             raise
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:
             text = getattr(error, "strerror", None) or str(error)
             after = f" after {self.count} frames" if self.count else ""
             raise UnusableError(f"it can't be decoded{after} ({text})") from error
