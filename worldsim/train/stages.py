@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,6 +24,9 @@ from worldsim.train.losses import dynamics_loss, refine_loss, tokenizer_loss
 from worldsim.train.plans import sample_plan
 from worldsim.train.state import Batch, Params, Stage
 
+StageName = Literal["tokenizer", "dynamics", "refine"]
+STAGES: tuple[StageName, ...] = ("tokenizer", "dynamics", "refine")
+
 
 def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, samples: Any = None) -> Stage:
     """Pixels to codes and back.
@@ -35,18 +38,10 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
       samples: writes reconstructions to look at, or None.
     """
     graph, _ = split_module("tokenizer", config.world, dtype=compute_dtype())
-    loader = Loader(
-        source,
-        frames=config.tokenizer.frames,
-        batch=config.tokenizer.batch,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-    )
+    loader = _loader(config, source, "tokenizer", frames=config.tokenizer.frames)
 
     weights, stride = config.tokenizer_loss, config.world.tokenizer.stride
-    seen = spaced_frames(source) / 127.5 if weights.crop else np.zeros((1, 1, 1, 1))
+    seen = spaced_frames(source) / 127.5 if weights.crop else np.zeros((1, *median.shape))
     rarity = rarity_map(seen, median / 127.5)
 
     def batches(start: int) -> Iterator[Batch]:
@@ -84,6 +79,19 @@ def _some_frames(source: Source, config: TrainConfig, count: int = 128) -> np.nd
     return np.concatenate(chunks)[None]
 
 
+def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: int) -> Loader:
+    """A stage's clips; each stage shuffles with a seed of its own."""
+    return Loader(
+        source,
+        frames=frames,
+        batch=getattr(config, stage).batch,
+        seed=config.seed + STAGES.index(stage),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        threads=config.data.threads,
+    )
+
+
 def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) -> Stage:
     """The next chunk from all that came before it, in every order.
 
@@ -96,15 +104,7 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
     graph, _ = split_module("dynamics", config.world, dtype=compute_dtype())
     f = config.world.tokenizer.frames_per_chunk
     span = config.dynamics.frames // f
-    loader = Loader(
-        source,
-        frames=span,
-        batch=config.dynamics.batch,
-        seed=config.seed + 1,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-    )
+    loader = _loader(config, source, "dynamics", frames=span)
 
     def batches(start: int) -> Iterator[Batch]:
         with contextlib.closing(loader.iterate(start)) as clips:
@@ -138,15 +138,7 @@ def refine_stage(config: TrainConfig, source: Source, tokenizer: Params, *, samp
     """
     graph, _ = split_module("refine", config.world, dtype=compute_dtype())
     seer, _ = split_module("tokenizer", config.world)
-    loader = Loader(
-        source,
-        frames=config.refine.frames,
-        batch=config.refine.batch,
-        seed=config.seed + 2,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        threads=config.data.threads,
-    )
+    loader = _loader(config, source, "refine", frames=config.refine.frames)
 
     def see(tokenizer: Params, frames: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(seer, tokenizer)
