@@ -136,6 +136,7 @@ def test_the_truth_as_an_answer_is_without_fault(step):
     truth, copy = copies(frames, first, 32, step)
     out = sprite_laws.over_horizon(Answer(truth[None], truth, copy, first, step), state, actions, CONFIG)
     assert out["made"] == out["truth"] and out["redraw_ratio"] == 1
+    assert 0 < out["truth"]["redrawn"] < 0.2  # 0.05 a frame
     assert out["made"]["legal"] == out["made"]["obeyed"] == 1 and out["made"]["survival"] == 32
     assert np.nanmax(out["pushed_error"]["mean"]) == np.nanmax(out["free_error"]["mean"]) == 0
     wrong = sprite_laws.over_horizon(Answer(copy[None], truth, copy, first, step), state, actions, CONFIG)

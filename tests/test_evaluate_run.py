@@ -9,9 +9,10 @@ import tiny
 
 from worldsim import cli
 from worldsim.config import ActionConfig
+from worldsim.data.info import DataInfo, SplitInfo
 from worldsim.data.make import make_sprites
 from worldsim.data.sprites import SpriteConfig
-from worldsim.evaluate.held_out import load_held_out
+from worldsim.evaluate.held_out import load_held_out, provenance_notes
 from worldsim.evaluate.run import Settings, evaluate, summary
 
 
@@ -88,6 +89,22 @@ def test_short_episodes_cut_the_horizon_and_few_cut_the_clips(tmp_path, world):
         "horizon cut from 64 to 12",
         "2 clips instead of 12",
     ]
+
+
+@pytest.mark.law
+def test_a_world_judged_on_what_it_was_trained_on_is_told_so():
+    def info(train, test):
+        splits = {name: SplitInfo(hashes=tuple(text)) for name, text in (("train", train), ("test", test))}
+        return DataInfo("d", "arrays", 16, 16, 3, 10.0, ActionConfig(), (), splits, (), ())
+
+    world = {"data": {"splits": {"train": {"hashes": ["a", "b", "c"]}}}}
+    assert provenance_notes(world, info("abc", "de"), "test") == (True, [])
+    same, (note,) = provenance_notes(world, info("abc", "cd"), "test")
+    assert same and "1 of 2 episodes" in note and "not held out" in note
+    same, (note,) = provenance_notes(world, info("xy", "de"), "test")
+    assert not same and "no episode in common" in note and "memorising" in note
+    assert provenance_notes({}, info("abc", "de"), "test")[0] is None
+    assert provenance_notes(world, None, "test")[0] is None
 
 
 def test_data_that_does_not_fit_is_refused_in_one_line(tmp_path, world):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -117,6 +119,43 @@ def load_held_out(
         info=info,
         notes=tuple(notes),
     )
+
+
+def provenance_notes(
+    provenance: Mapping[str, Any], info: DataInfo | None, split: str
+) -> tuple[bool | None, list[str]]:
+    """Whether a dataset is the one that a world was trained on, by the hashes of its episodes.
+
+    Args:
+      provenance: of the world, with its data's splits and their hashes.
+      info: of the dataset that it is judged on.
+      split: that it is judged on.
+
+    Returns:
+      Whether the dataset's training split holds any episode that the world was trained on (None where no
+      hashes tell), and what a reader of the figures must know.
+    """
+    trained = _hashes((provenance.get("data") or {}).get("splits") or {}, "train")
+    if info is None or not trained:
+        return None, ["no hashes tell whether the world was trained on these episodes"]
+    here = {name: set(one.hashes) for name, one in info.splits.items()}
+    notes = []
+    if seen := len(here.get(split, set()) & trained):
+        notes.append(
+            f"{seen} of {len(here[split])} episodes of the split {split!r} are among those that the world "
+            "was trained on: these figures are not held out"
+        )
+    same = bool(here.get("train", set()) & trained)
+    if not same:
+        notes.append(
+            "the training split is not what the world was trained on (no episode in common): the distance to "
+            "training frames says nothing about memorising"
+        )
+    return same, notes
+
+
+def _hashes(splits: Mapping[str, Any], name: str) -> set[str]:
+    return set((splits.get(name) or {}).get("hashes") or ())
 
 
 def _info(data: str | Path) -> DataInfo | None:

@@ -84,7 +84,8 @@ def _curves(report: dict[str, Any], folder: Path) -> list[str]:
         "<h2>How far it stays with the truth</h2><p>Frames made and true, one by one. Copying is what a "
         "world must beat; the tokenizer alone is the most that it can reach. Where the future is open, a "
         "sharp wrong answer scores less than a blurred or missing one: PSNR falls for guessing, so look "
-        "at the state below. The best of several samples is a look at what is possible, not a score.</p>"
+        "at the state below. The best of several samples, chosen over the whole horizon, is a look at what "
+        "is possible, not a score.</p>"
     ]
     for name, scores in report["curves"].items():
         parts.append(picture(folder / f"{name}.png"))
@@ -187,7 +188,12 @@ def _distances(report: dict[str, Any]) -> list[str]:
         parts.append(
             "<h2>Does it replay its training set</h2><p>Root mean square distance (0 to 255) to the "
             f"nearest of {report['neighbours']['sample']} training frames; medians. A ratio far below 1, "
-            "above all for clips of four frames, is memorising.</p>"
+            "above all for clips of four frames, is memorising."
+            + (
+                "</p>"
+                if report["trained_on_this"]
+                else " Here it is not known to be the world's own set.</p>"
+            )
         )
         rows = [
             [name, one["made"], one["truth"], one["ratio"]]

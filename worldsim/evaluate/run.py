@@ -18,7 +18,7 @@ from worldsim.evaluate import plots, pong, sprite_laws
 from worldsim.evaluate.bands import nanmean, plain
 from worldsim.evaluate.curves import action_gain, curve
 from worldsim.evaluate.features import LABEL, bucketed
-from worldsim.evaluate.held_out import HeldOut, load_held_out
+from worldsim.evaluate.held_out import HeldOut, load_held_out, provenance_notes
 from worldsim.evaluate.nats import nats
 from worldsim.evaluate.neighbours import neighbour_table
 from worldsim.evaluate.page import page
@@ -104,6 +104,7 @@ def evaluate(
     held = load_held_out(
         data, world.config, clips=settings.clips, horizon=settings.horizon, split=settings.split
     )
+    same, known = provenance_notes(world.provenance, held.info, settings.split)
     out.mkdir(parents=True, exist_ok=True)
     clock.done("reading data")
     f = world.config.tokenizer.frames_per_chunk
@@ -118,7 +119,8 @@ def evaluate(
         "world": name, "data": held.info.name if held.info else Path(data).name, "game": held.game,
         "settings": dataclasses.asdict(settings), "clips": len(held), "episodes": held.episodes,
         "known": held.known, "horizon": held.horizon, "actions_given": held.actions is not None,
-        "notes": list(held.notes), "pictures": table, "closed": shares_closed(table),
+        "notes": [*held.notes, *known], "trained_on_this": same,
+        "pictures": table, "closed": shares_closed(table),
         "nats": {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")},
     }  # fmt: skip
     if held.game == "sprites" and held.info and "next_entropy" in held.info.source:
@@ -232,7 +234,7 @@ def _sheet(held: HeldOut, played: Played, count: int = 2, columns: int = 16) -> 
 
 def summary(report: dict[str, Any]) -> str:
     """The report in a few lines."""
-    lines = []
+    lines = [f"note: {text}" for text in report["notes"]]
     for name, scores in report["curves"].items():
         one = scores["psnr"]
         marks = [h for h in (1, 4, 16, 64) if h <= len(one["mean"])]
