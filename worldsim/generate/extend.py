@@ -14,6 +14,7 @@ from flax import nnx
 
 from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
+from worldsim.generate import loop as loops
 from worldsim.generate import requests, rollout
 from worldsim.generate.check import check_actions, check_clip, chunk_count, condition_rows
 from worldsim.generate.render import render, tokenize
@@ -163,22 +164,25 @@ class World:
         clip: Clip,
         frames: int,
         *,
+        candidates: int = 4,
+        sweeps: int = 2,
         actions: Actions | None = None,
-        steps: int = 8,
-        temperature: float = 1.0,
         key: jax.Array | None = None,
         conditions: Conditions = None,
+        **sampling: Any,
     ) -> Generated:
         """Make a clip of ``frames`` frames whose end meets its beginning.
 
         It opens with the clip's first frames, at most ``config.dynamics.pinned`` chunks of them, which the
         world also knows one round later while it makes the rest. ``actions`` are one per frame of the
         loop: the first leads from its last frame to its first; those of the other opening frames are the
-        clip's. The rest is as in :meth:`extend`.
+        clip's. Of ``candidates`` loops the one is kept whose least likely chunk is most likely, after each of
+        its chunks was drawn again ``sweeps`` times with all others in view. The result's ``closing`` says
+        whether it holds. The rest is as in :meth:`extend`, ``steps`` and ``temperature`` included.
         """
         request = requests.loop_request(clip, frames, self.config, actions=actions)
-        dials = self.dials(steps, temperature)
-        return self.run([request], dials, keys=_keys(key), conditions=conditions)[0]
+        dials, effort = self.dials(**sampling), loops.Effort(candidates, sweeps)
+        return self.run([request], dials, keys=_keys(key), conditions=conditions, effort=effort)[0]
 
     def animate(self, image: Clip | np.ndarray, frames: int, **options: Any) -> Generated:
         """Continue a single image ``[h w c]`` uint8, or a one-frame clip; options as in :meth:`extend`.
@@ -203,7 +207,7 @@ class World:
         frames = np.concatenate([render(*self.tokenizer, codes)[0], clip.frames[count:]])
         return dataclasses.replace(clip, frames=frames)
 
-    def dials(self, steps: int, temperature: float) -> Dials:
+    def dials(self, steps: int = 8, temperature: float = 1.0) -> Dials:
         """Checked sampling dials; more passes than a chunk has codes are as many as it has.
 
         Raises:
@@ -224,6 +228,7 @@ class World:
         *,
         keys: jax.Array,
         conditions: Conditions = None,
+        effort: loops.Effort | None = None,
     ) -> list[Generated]:
         """Carry out requests of one plan as one batch; each comes out as it would alone.
 
@@ -232,6 +237,7 @@ class World:
           dials: from :meth:`dials`.
           keys: ``[len(batch)]`` typed keys.
           conditions: as :meth:`extend` takes them.
+          effort: of loops; None draws each once and does not score it.
 
         Raises:
           ValueError: plans that differ.
@@ -246,18 +252,26 @@ class World:
         codes = np.where((sources >= 0)[None, :, None, None], seen[:, sources], 0)
         rows = [r.actions for r in batch if r.actions is not None]
         actions = np.stack(rows) if rows else None
-        state = rollout.start(*self.dynamics, keys=keys)
-        state, codes = rollout.run(
-            self.dynamics, state, plan, codes=codes, actions=actions, dials=dials, progress=self.progress,
-            conditions=self._conditions(conditions, len(batch), len(plan)),
-        )  # fmt: skip
+        told = {"codes": codes, "actions": actions, "dials": dials, "progress": self.progress}
+        told["conditions"] = self._conditions(conditions, len(batch), len(plan))
+        if effort is None:
+            state = rollout.start(*self.dynamics, keys=keys)
+            state, codes = rollout.run(self.dynamics, state, plan, **told)
+        else:
+            state, codes, nats = loops.close(
+                self.dynamics, self.config, plan, keys=keys, effort=effort, **told
+            )
         new = np.flatnonzero(~plan.known)
         new = new[np.argsort(plan.times[new])]
         frames = render(*self.tokenizer, codes[:, new])
-        return [
+        made = [
             self._assemble(request, frames[i], codes[i, new], rollout.take(state, i), plan.times[new])
             for i, request in enumerate(batch)
         ]
+        if effort is None:
+            return made
+        told = {"dials": dials, "conditions": conditions}
+        return [loops.judged(self, r, m, n, **told) for r, m, n in zip(batch, made, nats, strict=True)]
 
     def _assemble(self, request: Request, frames, codes, state, times) -> Generated:
         """The given frames around the new ones, with all actions."""
