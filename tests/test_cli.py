@@ -51,6 +51,17 @@ def test_a_loop_without_a_ratio_is_still_json(folder, capsys, monkeypatch):
     told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert told["seam_ratio"] is None
     assert told["motion_ratio"] > 0
+    assert told["closing_nats_worst"] >= told["closing_nats"] > 0
+    assert told["clip_nats"] > 0
+
+
+def test_a_loop_that_does_not_hold_is_told_of(folder, capsys, monkeypatch):
+    monkeypatch.setattr("worldsim.generate.requests.ALIVE", 1e9)
+    cli.main(["loop", str(folder / "world"), str(folder / "clip.npz"), "--frames", "5", "--steps", "1",
+              "--candidates", "1", "--sweeps", "0", "--out", str(folder / "loop.npz"), "--json"])  # fmt: skip
+    told = capsys.readouterr()
+    assert "no good loop of 5 frames: it moves" in told.err
+    assert json.loads(told.out)["holds"] is False
 
 
 def test_animate_takes_the_first_frame_of_a_clip(folder, capsys):

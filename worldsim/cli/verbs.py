@@ -104,6 +104,8 @@ def loop(
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
     frames: int = 32,
+    candidates: int = 4,
+    sweeps: int = 2,
 ) -> None:
     """Make a clip whose end meets its beginning, opening with the input's first frames.
 
@@ -111,17 +113,19 @@ def loop(
 
     Args:
       frames: of the whole loop.
+      candidates: loops drawn, of which the one is kept whose least likely chunk is most likely.
+      sweeps: how often each made chunk is then drawn again with all others in view.
     """
-    from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
+    from worldsim.ops.scores import jerk_ratio, peak_ratio, seam_ratio
 
     began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.how)
-    made = model.loop(clip, frames, **sampling.options()).clip
+    made = model.loop(clip, frames, candidates=candidates, sweeps=sweeps, **sampling.options())
     ratios = {"seam_ratio": seam_ratio, "jerk_ratio": jerk_ratio, "peak_ratio": peak_ratio}
-    scores = {name: ratio(made.frames) for name, ratio in ratios.items()}
-    if len(clip) > 1:
-        scores["motion_ratio"] = motion_ratio(made.frames, [clip.frames])
-    _finish(made, output, began, {name: round(value, 4) for name, value in scores.items()})
+    scores = {name: round(ratio(made.clip.frames), 4) for name, ratio in ratios.items()}
+    if why := made.closing.why():
+        note(f"no good loop of {frames} frames: {why}")
+    _finish(made.clip, output, began, scores | made.closing.report())
 
 
 def animate(

@@ -27,8 +27,8 @@ def draw_new(
     renderer: Renderer,
     request: Request,
     codes: Int[np.ndarray, "b p h w"],
-    keys: jax.Array,
     *,
+    keys: jax.Array,
     refine_steps: int,
 ) -> np.ndarray:
     """The frames of a plan's generated rows ``[b t H W c]`` in the order of time, drawn beside the others.

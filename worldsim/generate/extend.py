@@ -13,6 +13,7 @@ import numpy as np
 
 from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
+from worldsim.generate import loop as loops
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import assemble, detail_keys, draw_new, lengthen
 from worldsim.generate.check import check_actions, check_clip, chunk_count, condition_rows
@@ -169,6 +170,8 @@ class World:
         clip: Clip,
         frames: int,
         *,
+        candidates: int = 4,
+        sweeps: int = 2,
         actions: Actions | None = None,
         **options: Unpack[Options],
     ) -> Generated:
@@ -177,16 +180,22 @@ class World:
         It opens with the clip's first frames, at most ``config.dynamics.pinned`` chunks of them, which the
         world also knows one round later while it makes the rest. ``actions`` are one per frame of the
         loop: the first leads from its last frame to its first; those of the other opening frames are the
-        clip's. The rest is as in :meth:`extend`.
+        clip's. Of ``candidates`` loops the one is kept whose least likely chunk is most likely, after each of
+        its chunks was drawn again ``sweeps`` times with all others in view. The result's ``closing`` says
+        whether it holds. The rest is as in :meth:`extend`, ``steps`` and ``temperature`` included.
         """
         request = requests.loop_request(clip, frames, self.config, actions=actions)
-        return self._answer(request, options, verb="loop")
+        effort = loops.Effort(candidates, sweeps)
+        return self._answer(request, options, verb="loop", effort=effort)
 
-    def _answer(self, request: Request, options: Options, *, verb: str) -> Generated:
+    def _answer(
+        self, request: Request, options: Options, *, verb: str, effort: loops.Effort | None = None
+    ) -> Generated:
         """One request, carried out with a user's options."""
         how = filled(options, verb=verb)
         dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
-        return self.run([request], dials, keys=how["key"][None], conditions=how["conditions"])[0]
+        asked = {"keys": how["key"][None], "conditions": how["conditions"], "effort": effort}
+        return self.run([request], dials, **asked)[0]
 
     def animate(self, image: Clip | np.ndarray, frames: int, **options: Any) -> Generated:
         """Continue a single image ``[h w c]`` uint8, or a one-frame clip; options as in :meth:`extend`.
@@ -216,7 +225,7 @@ class World:
         frames = np.concatenate([drawn[0], clip.frames[count:]])
         return dataclasses.replace(clip, frames=frames)
 
-    def dials(self, steps: int, temperature: float, refine_steps: int | None = None) -> Dials:
+    def dials(self, steps: int = 8, temperature: float = 1.0, refine_steps: int | None = None) -> Dials:
         """Checked sampling dials; more passes than a chunk has codes are as many as it has.
 
         Raises:
@@ -242,6 +251,7 @@ class World:
         *,
         keys: jax.Array,
         conditions: Conditions = None,
+        effort: loops.Effort | None = None,
     ) -> list[Generated]:
         """Carry out requests of one plan as one batch; each comes out as it would alone.
 
@@ -250,6 +260,7 @@ class World:
           dials: from :meth:`dials`.
           keys: ``[len(batch)]`` typed keys.
           conditions: as :meth:`extend` takes them.
+          effort: of loops; None draws each once and does not score it.
 
         Raises:
           ValueError: plans that differ.
@@ -264,18 +275,25 @@ class World:
         codes = np.where((sources >= 0)[None, :, None, None], seen[:, sources], 0)
         rows = [r.actions for r in batch if r.actions is not None]
         actions = np.stack(rows) if rows else None
-        state = rollout.start(*self.dynamics, keys=keys)
-        state, codes = rollout.run(
-            self.dynamics, state, plan, codes=codes, actions=actions, dials=dials, progress=self.progress,
-            conditions=self._conditions(conditions, len(batch), len(plan)),
-        )  # fmt: skip
-        frames = draw_new(
-            self.renderer, batch[0], codes, detail_keys(keys, dials), refine_steps=int(dials.refine)
-        )
-        return [
+        told = {"codes": codes, "actions": actions, "dials": dials, "progress": self.progress}
+        told["conditions"] = self._conditions(conditions, len(batch), len(plan))
+        if effort is None:
+            state = rollout.start(*self.dynamics, keys=keys)
+            state, codes = rollout.run(self.dynamics, state, plan, **told)
+        else:
+            state, codes, nats = loops.close(
+                self.dynamics, self.config, plan, keys=keys, effort=effort, **told
+            )
+        drawing = {"keys": detail_keys(state.keys, dials), "refine_steps": int(dials.refine)}
+        frames = draw_new(self.renderer, batch[0], codes, **drawing)
+        made = [
             assemble(request, frames[i], codes[i], rollout.take(state, i), self.config)
             for i, request in enumerate(batch)
         ]
+        if effort is None:
+            return made
+        told = {"dials": dials, "conditions": conditions}
+        return [loops.judged(self, r, m, n, **told) for r, m, n in zip(batch, made, nats, strict=True)]
 
     def _conditions(self, conditions: Conditions, clips: int, chunks: int) -> dict[str, np.ndarray]:
         """``[clips chunks ...]`` per name."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from worldsim import plan as plans
 from worldsim.config import WorldConfig
@@ -15,6 +15,12 @@ from worldsim.generate.rollout import RolloutState
 from worldsim.types import Actions, Clip, Frames
 
 Direction = Literal["forward", "backward"]
+DEAR = 2.0
+"""Times a clip's mean surprise from which on a loop's is too much."""
+RARE = 4.6
+"""Nats above a clip's least likely chunk from which on a loop's is rare: a hundred times less likely."""
+ALIVE = 0.5
+"""Share of a clip's motion below which a loop is none, however well it closes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Request:
       before, after: given frames, returned untouched around the new ones.
       direction: in which the answer can be continued, or None.
       cyclic: its end is followed by its beginning.
+      clip: of a loop, what of the clip that it was asked of the world can see at once; with the actions
+        only where the loop has been told its own.
     """
 
     plan: plans.Plan
@@ -39,6 +47,64 @@ class Request:
     after: Clip | None
     direction: Direction | None = None
     cyclic: bool = False
+    clip: Clip | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Closing:
+    """Whether a loop holds, as its world and its frames say it.
+
+    Attributes:
+      nats: ``[q]``: how surprising each of its chunks is given all others, in nats a frame.
+      usual: ``[r]``: the same of the chunks of the clip that it opens with, given each other.
+      motion: its mean step over the clip's (:func:`worldsim.ops.scores.motion_ratio`); None where the clip
+        is a single frame.
+      faults: from :func:`worldsim.ops.faults.loop_faults`.
+    """
+
+    nats: Float[np.ndarray, "q"]
+    usual: Float[np.ndarray, "r"]
+    motion: float | None
+    faults: tuple[str, ...]
+
+    @property
+    def score(self) -> float:
+        """Mean surprise of the loop's chunks: it parts lengths that suit a world from others best."""
+        return float(self.nats.mean())
+
+    @property
+    def worst(self) -> float:
+        """Surprise of the least likely chunk: where the loop is hardest to believe."""
+        return float(self.nats.max())
+
+    def why(self) -> str:
+        """Why this is no good loop; nothing where it is one. A loop that hardly moves is none."""
+        reasons = [f"its frames are {fault}" for fault in self.faults]
+        if self.motion is not None and self.motion < ALIVE:
+            reasons.append(f"it moves {self.motion:.2f} times as much as the clip")
+        usual = self.usual if len(self.usual) else np.median(self.nats)
+        for what, value, limit in (
+            ("a chunk takes", self.score, DEAR * float(np.mean(usual))),
+            ("its least likely chunk takes", self.worst, RARE + float(np.max(usual))),
+        ):
+            if value > limit:
+                reasons.append(
+                    f"closing is rare at this length: given all others {what} {value:.2f} nats a frame, "
+                    f"where up to {limit:.2f} would be usual"
+                )
+        return "; ".join(reasons)
+
+    def report(self) -> dict[str, Any]:
+        """As JSON values; how well it closes always beside how much it moves."""
+        return {
+            "closing_nats": round(self.score, 4),
+            "closing_nats_worst": round(self.worst, 4),
+            "clip_nats": round(float(self.usual.mean()), 4) if len(self.usual) else None,
+            "clip_nats_worst": round(float(self.usual.max()), 4) if len(self.usual) else None,
+            "motion_ratio": None if self.motion is None else round(self.motion, 4),
+            "faults": list(self.faults),
+            "holds": not self.why(),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +115,12 @@ class Generated:
       clip: the whole clip in the order of time; given frames are those that were given.
       known: bool ``[t]``, True where a frame was given.
       codes: ``[p h w]`` of the generated chunks, in the order of time.
-      state: where the rollout stands; ``world.extend(generated, ...)`` goes on from it.
+      state: where the rollout stands; ``world.extend(generated, ...)`` goes on from it. Nothing goes on
+        from a loop: it is how its rollout ended, before any sweep.
       times: float32 ``[p]``, the times of the generated chunks, in frames from the first frame seen.
       direction: in which it can be continued, or None.
       given_codes, given_times: the same of the chunks that the world saw.
+      closing: of a loop, whether it holds.
     """
 
     clip: Clip
@@ -63,6 +131,7 @@ class Generated:
     direction: Direction | None
     given_codes: Int[np.ndarray, "k h w"]
     given_times: np.ndarray
+    closing: Closing | None = None
 
 
 def null_actions(count: int, config: WorldConfig) -> np.ndarray | None:
@@ -179,6 +248,7 @@ def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actio
             f"loop: {frames} frames with an opening of {pins * f}; ask for more than {pins * f} frames or "
             "give a shorter clip."
         )
+    shown = clip[: (config.dynamics.context + 1) * f]
     given = by_chunk(opening.actions, pins, config)
     fresh = None if actions is None else np.asarray(actions)[pins * f :]
     if given is not None:  # what led to the first frame is no longer what the recording says
@@ -198,4 +268,5 @@ def loop_request(clip: Clip, frames: int, config: WorldConfig, *, actions: Actio
         before=opening,
         after=None,
         cyclic=True,
+        clip=dataclasses.replace(shown, actions=None) if actions is None else shown,
     )

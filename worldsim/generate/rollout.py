@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from worldsim.generate.prefill import Rows, blocks, prefill
 from worldsim.models.cache import KVCache
-from worldsim.models.dynamics import Dynamics
+from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
 from worldsim.ops.sampling import certainty, keep_least_certain, masked_after, sample_codes
 from worldsim.plan import Plan
@@ -94,11 +94,10 @@ def _row(rows: Rows, i: Int[Array, ""]) -> Rows:
 
 
 def draw_chunk(
-    model: Dynamics, row: Rows, cache: KVCache, keys: Array, dials: Dials
+    model: Dynamics, query: Chunks, cache: KVCache, keys: Array, dials: Dials
 ) -> Int[Array, "b 1 h w"]:
     """Draw one chunk's codes in ``dials.steps`` masked passes; the cache stays as it is."""
-    b, _, h, w = row.codes.shape
-    query = row.chunks(stream=QUERY)
+    b, _, h, w = query.codes.shape
 
     def reveal(codes, logits, key, step):
         """One clip's codes ``[n]`` after a pass that gave ``logits [n v]``."""
@@ -128,7 +127,8 @@ def rollout_block(
     model = nnx.merge(graph, params)
 
     def generate(cache, row):
-        codes = draw_chunk(model, row, cache, chunk_keys(keys, row.times[0]), dials)
+        query = row.chunks(stream=QUERY)
+        codes = draw_chunk(model, query, cache, chunk_keys(keys, row.times[0]), dials)
         known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN)
         return model.commit(known, cache, row.slots), codes
 

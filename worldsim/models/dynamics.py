@@ -183,21 +183,25 @@ class Dynamics(nnx.Module):
         x = self.transformer(x, lambda _: mix)
         return self._logits(x[:, cut:])
 
-    def _read(self, chunks: Chunks, cache: KVCache):
-        """Run chunks against the cache and one another; also their keys and values per layer."""
+    def _read(self, chunks: Chunks, cache: KVCache | None):
+        """Run chunks against the cache, if any, and one another; also their keys and values per layer."""
         b, p = chunks.codes.shape[:2]
         start = chunks.times[:, :1]
-        angles, past_angles = self._angles(chunks.times - start), self._angles(cache.times - start)
-        ids, past_ids = self._ids(chunks.ids), self._ids(cache.ids)
+        angles, ids = self._angles(chunks.times - start), self._ids(chunks.ids)
+        if cache is not None:
+            past_angles, past_ids = self._angles(cache.times - start), self._ids(cache.ids)
         kept: list[tuple[Array, Array]] = []
 
         def mix(layer):
             def read(q, k, v):
                 kept.append(tuple(a.reshape(b, p, self.tokens, *a.shape[2:]) for a in (k, v)))
-                past_k, past_v = (a[layer].reshape(b, -1, *k.shape[2:]) for a in (cache.keys, cache.values))
                 q = rope.rotate(q, angles)
+                own = attend_block(q, rope.rotate(k, angles), v, ids, ids)
+                if cache is None:
+                    return own[0]
+                past_k, past_v = (a[layer].reshape(b, -1, *k.shape[2:]) for a in (cache.keys, cache.values))
                 past = attend_block(q, rope.rotate(past_k, past_angles), past_v, ids, past_ids)
-                return merge([past, attend_block(q, rope.rotate(k, angles), v, ids, ids)])
+                return merge([past, own])
 
             return read
 
@@ -212,6 +216,12 @@ class Dynamics(nnx.Module):
         _, kept = self._read(known, cache)
         keys, values = zip(*kept, strict=True)
         return write(cache, keys, values, known.times, known.ids, slots)
+
+    def remember(self, known: Chunks) -> KVCache:
+        """A cache of just these known chunks, each reading those of lower order."""
+        _, kept = self._read(known, None)
+        keys, values = zip(*kept, strict=True)
+        return KVCache(keys, values, known.times, known.ids)
 
     def empty_cache(self, batch: int) -> KVCache:
         """A cache of ``context`` empty slots."""
