@@ -76,6 +76,23 @@ class Output:
 
 
 @dataclasses.dataclass(frozen=True)
+class Judging:
+    """How much an evaluation looks at.
+
+    Attributes:
+      clips: held-out windows; more take longer and narrow the bands.
+      horizon: frames to make in each direction; less where episodes are short.
+      samples: answers to each question.
+      split: of the data, that nobody trained on.
+    """
+
+    clips: int = 12
+    horizon: int = 64
+    samples: int = 2
+    split: str = "test"
+
+
+@dataclasses.dataclass(frozen=True)
 class Making:
     """How a dataset is made.
 

@@ -14,6 +14,7 @@ from worldsim.cli.options import (
     FLAT,
     INPUT,
     WORLD,
+    Judging,
     Output,
     Sampling,
     note,
@@ -202,13 +203,10 @@ def demo(
 def evaluate(
     world: Annotated[str, *positional("WORLD", WORLD)],
     sampling: Annotated[Sampling, FLAT],
+    judging: Annotated[Judging, FLAT],
     data: Path | None = None,
     out: Path = Path("out/evaluate"),
-    clips: int = 12,
-    horizon: int = 64,
-    samples: int = 2,
     regression: str | None = None,
-    split: str = "test",
 ) -> None:
     """Judge a world on held-out episodes: curves, likelihood, state, loops, as JSON, plots and one page.
 
@@ -217,11 +215,7 @@ def evaluate(
     Args:
       data: a dataset's folder or .npz; the one that the world was trained on by default.
       out: folder for report.json report.html contact_sheet.png and the plots.
-      clips: held-out windows; more take longer and narrow the bands.
-      horizon: frames to make in each direction; less where episodes are short.
-      samples: answers to each question.
       regression: a world with the same tokenizer and a regression head, to compare the refinement with.
-      split: of the data, that nobody trained on.
     """
     import worldsim
     from worldsim.evaluate.run import Settings, summary
@@ -229,8 +223,7 @@ def evaluate(
 
     note(f"loading {world}")
     model = worldsim.load(world)
-    dials = (sampling.steps, sampling.temperature, sampling.refine_steps, sampling.seed)
-    settings = Settings(clips, horizon, samples, *dials, split)
+    settings = Settings(**dataclasses.asdict(judging), **dataclasses.asdict(sampling))
     trained_on = model.provenance.get("train", {}).get("data", {}).get("path")
     if data is None and not trained_on:
         raise ValueError("evaluate: the world doesn't say what it was trained on; give --data DIR.")

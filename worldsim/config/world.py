@@ -194,8 +194,8 @@ class RefineConfig:
     mlp: int = 192
     radius: int = 1
     neighbours: bool = True
-    low: float = 0.05
-    high: float = 10.0
+    low: float = 0.2
+    high: float = 2.5
     kind: Literal["diffusion", "regression"] = "diffusion"
 
     def __post_init__(self) -> None:

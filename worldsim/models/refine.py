@@ -148,7 +148,7 @@ class RefineHead(nnx.Module):
         *,
         sides: Bool[Array, "#b p 2"] | None = None,
         guidance: float = 1.0,
-        sampler: diffusion.Sampler = "euler",
+        sampler: diffusion.Sampler = "heun",
     ) -> Float[Array, "b p h w z"]:
         """Latents with their detail: q and a drawn residual.
 

@@ -105,4 +105,5 @@ def sample(
     """
     level = lambda i: noise_level(i, steps, low=low, high=high)
     step = STEPS[sampler]
-    return jax.lax.fori_loop(0, steps, lambda i, x: step(denoise, x, level(i), level(i + 1)), high * noise)
+    start = (1 + high**2) ** 0.5 * noise  # as much as noisy data: high need not drown it
+    return jax.lax.fori_loop(0, steps, lambda i, x: step(denoise, x, level(i), level(i + 1)), start)
