@@ -1,7 +1,10 @@
 """A room of Doom at 64x64, seen from within, with six actions: textures that codes cannot hold.
 
-worldsim data make doom --scenario health_gathering --out data/doom
-worldsim train configs/doom.py --workdir runs/doom
+    worldsim data make doom --scenario health_gathering --out data/doom
+    worldsim train configs/doom.py --workdir runs/doom
+
+Cost on one CPU core: about 20 minutes for the tokenizer (28.8 dB from codes, 31.5 from latents) and 15 for
+the refinement head, which closes more than half of that gap in sharpness. The dynamics has not been trained yet.
 """
 
 from worldsim.config import (

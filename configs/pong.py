@@ -3,8 +3,9 @@
     worldsim data make ale --game pong --out data/pong
     worldsim train configs/pong.py --workdir runs/pong
 
-Cost on two CPU cores: 8 minutes for the tokenizer and 75 for the dynamics. Score: 37.1 dB over 16 held-out
-frames forward, where copying the last frame gets 29.9.
+Cost on two CPU cores: about 12 minutes for the tokenizer (49.9 dB; the ball in 98.8 % of the held-out frames
+that have one) and 75 for the dynamics. The bundled world was trained before this config took to VQ; its own
+config lies beside its weights.
 """
 
 from worldsim.config import (
