@@ -4,7 +4,7 @@
     worldsim train configs/doom.py --workdir runs/doom
 
 Cost on one CPU core: about 20 minutes for the tokenizer (28.8 dB from codes, 31.5 from latents) and 15 for
-the refinement head, which closes more than half of that gap in sharpness. The dynamics has not been trained yet.
+the refinement head, which closes more than half of that gap in sharpness. The dynamics is not yet trained.
 """
 
 from worldsim.config import (
