@@ -30,9 +30,9 @@ from worldsim.data.source import open_source
 from worldsim.data.sprites import SpriteConfig
 from worldsim.generate import requests, rollout
 from worldsim.generate.extend import World
-from worldsim.generate.loop import all_nats, branches, sweep, sweep_groups, time_order
+from worldsim.generate.loop import all_nats, block_size, branches, sweep, sweep_groups, time_order
 from worldsim.generate.render import render, tokenize
-from worldsim.generate.ring import WIDE, Looker, Ring
+from worldsim.generate.ring import Looker, Ring
 from worldsim.ops.faults import loop_faults
 from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
 from worldsim.plan import Plan
@@ -99,7 +99,7 @@ def trace(
     state = rollout.start(*world.dynamics, keys=keys)
     _, codes = rollout.run(world.dynamics, state, plan, codes=codes, dials=dials, actions=rows)
     ring = Ring(codes[:, order], ring_actions)
-    looker = Looker(world.dynamics, world.config, block=min(WIDE, b * n * max(map(len, groups))))
+    looker = Looker(world.dynamics, world.config, block=block_size(b * n * max(map(len, groups))))
     found = []
     for number in range(sweeps + 1):
         if number:

@@ -55,7 +55,7 @@ def ramped(video, length, fade):
 def test_real_video_and_true_loops_have_no_faults():
     for video in videos():
         assert loop_faults(video[:LENGTH]) == []
-    for video in played(12, ROUND + 1):
+    for video in played(60, ROUND + 1):
         np.testing.assert_array_equal(video[0], video[ROUND])  # it is a loop
         assert loop_faults(video[:ROUND]) == []
 

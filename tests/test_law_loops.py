@@ -46,9 +46,8 @@ def test_one_candidate_and_no_sweep_is_the_plain_loop(world, pair_world):
         assert loop.closing.nats.shape == (7,)
 
 
-@pytest.mark.parametrize("sweeps", [0, 1])
-def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world, sweeps):
-    clip, n = tiny.make_clip(4), 4
+def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world):
+    clip, n, sweeps = tiny.make_clip(4), 4, 1
     alone = [world.loop(clip, 7, key=key, candidates=1, sweeps=sweeps) for key in branches(KEY[None], n)[0]]
     worst = [one.closing.worst for one in alone]
     best = int(np.argmin(worst))
@@ -60,11 +59,11 @@ def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world, sw
 
 def test_a_loop_of_a_batch_is_that_loop_alone(world):
     clips = [tiny.make_clip(5, seed=seed) for seed in range(2)]
-    keys, effort, dials = jax.random.split(KEY, 2), Effort(2, 1), world.dials(2, 1.0)
+    keys, effort, dials = jax.random.split(KEY, 2), Effort(1, 1), world.dials(2, 1.0)
     batch = [requests.loop_request(clip, 6, world.config) for clip in clips]
     together = world.run(batch, dials, keys=keys, effort=effort)
     for i, clip in enumerate(clips):
-        alone = world.loop(clip, 6, key=keys[i], steps=2, candidates=2, sweeps=1)
+        alone = world.loop(clip, 6, key=keys[i], steps=2, candidates=1, sweeps=1)
         np.testing.assert_array_equal(together[i].codes, alone.codes)
         np.testing.assert_allclose(together[i].closing.nats, alone.closing.nats, rtol=1e-4)
         np.testing.assert_allclose(together[i].closing.usual, alone.closing.usual, rtol=1e-4)
@@ -166,7 +165,7 @@ def test_loops_of_like_sizes_run_the_same_programs(world):
     jitted = rollout_block, redraw_block, surprise_block
     before = [function._cache_size() for function in jitted]
     make(24, 1)
-    make(26, 1)
+    make(20, 1)
     assert [function._cache_size() for function in jitted] == before
 
 
