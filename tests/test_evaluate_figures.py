@@ -1,5 +1,6 @@
 """Figures of an evaluation: what each must be on cases that can be worked out by hand."""
 
+import dataclasses
 import json
 
 import jax
@@ -227,7 +228,12 @@ def test_pictures_are_drawn_from_codes_and_from_latents(world):
     clip = tiny.make_clip(20)
     table, drawn = pictures.picture_table(pictures.renderers(world), clip.frames[None])
     np.testing.assert_array_equal(drawn["q"][0], world.reconstruct(clip).frames)
-    assert list(table) == ["q", "z"] and table["z"]["flicker"] == 1
+    assert list(table) == ["q", "1 step", "2 steps", "4 steps", "8 steps", "z"] and table["z"]["flicker"] == 1
+    plain = dataclasses.replace(world, refine=None)
+    assert list(pictures.renderers(plain)) == ["q", "z"]
+    assert (drawn["4 steps"] != drawn["q"]).any()
+    rows = {"q": {"sharpness": 0.2}, "4 steps": {"sharpness": 0.5}, "z": {"sharpness": 0.6}}
+    assert pictures.shares_closed(rows) == {"4 steps": {"sharpness": pytest.approx(0.75)}}
     same, _ = pictures.picture_table({"z": lambda frames: frames}, clip.frames[None])
     assert same["z"]["psnr"] == 50 and same["z"]["features"] == 0
     assert same["z"]["frechet"] == pytest.approx(0, abs=1e-6)
