@@ -34,7 +34,7 @@ class Dials:
 
     steps: Int[Array, ""]
     temperature: Float[Array, ""]
-    refine: Int[Array, ""]
+    refine: Int[Array, ""] | int = 0
 
 
 @dataclasses.dataclass(frozen=True)
