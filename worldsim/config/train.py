@@ -212,5 +212,5 @@ class TrainConfig:
                 f"{self.mix.chunks} x frames_per_chunk {f}; raise it to at least {self.mix.chunks * f}."
             )
         frames = {name: getattr(self, name).frames for name in ("tokenizer", "dynamics", "refine")}
-        if any(count % f for count in frames.values()):
-            raise ValueError(f"TrainConfig: frames {frames} must all divide by frames_per_chunk {f}.")
+        if odd := [f"{name}.frames {count}" for name, count in frames.items() if count % f]:
+            raise ValueError(f"TrainConfig: {', '.join(odd)} must divide by frames_per_chunk {f}.")
