@@ -11,11 +11,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-from worldsim.evaluate.run import Settings, evaluate
-
 import worldsim
 from worldsim.cli.options import load_config
 from worldsim.config import TrainConfig
+from worldsim.evaluate.run import Settings, evaluate
 from worldsim.train.run import train
 
 TERMS = ("charbonnier", "haar", "temporal", "ms_ssim", "rarity", "commitment", "continuous", "soft")

@@ -68,7 +68,7 @@ def test_preconditioning_keeps_unit_variance_in_and_out(sigma):
     keys = jax.random.split(jax.random.key(1))
     data, noise = (jax.random.normal(key, (100_000,)) for key in keys)
     x = data + sigma * noise
-    skip, out, inward, _ = diffusion.precondition(jnp.float32(sigma))
+    skip, out, inward = diffusion.precondition(jnp.float32(sigma))
     assert float((inward * x).std()) == pytest.approx(1, abs=0.02)
     assert float(((data - skip * x) / out).std()) == pytest.approx(1, abs=0.02)
     assert float(diffusion.loss_weight(jnp.float32(sigma)) * out**2) == pytest.approx(1, rel=1e-4)

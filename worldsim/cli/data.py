@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from worldsim.cli.options import FLAT, Making, note, positional
+from worldsim.cli.options import FLAT, Making, note, positional, tell
 from worldsim.progress import Counter
 
 
@@ -35,7 +35,7 @@ def make_ale(
         folder, config=ale.AleConfig(game=game), frames=frames, test_frames=test_frames, seed=making.seed,
         overwrite=making.overwrite, progress=Counter("recording"),
     )  # fmt: skip
-    print(folder)
+    tell(folder)
 
 
 def make_doom(
@@ -66,7 +66,7 @@ def make_doom(
         folder, config=doom.DoomConfig(scenario, size, hud=hud), frames=frames, test_frames=test_frames,
         seed=making.seed, overwrite=making.overwrite, progress=Counter("recording"),
     )  # fmt: skip
-    print(folder)
+    tell(folder)
 
 
 def make_sprites(
@@ -100,7 +100,7 @@ def make_sprites(
         test_episodes=test_episodes, length=length, seed=making.seed, overwrite=making.overwrite,
         progress=Counter("making"),
     )  # fmt: skip
-    print(out)
+    tell(out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ def import_folder(
             folder, out, config=config, overwrite=taking.overwrite, progress=Counter("importing")
         )
         note(_told(done))
-    print(out)
+    tell(out)
 
 
 def _told(done: Any) -> str:
@@ -215,7 +215,7 @@ def info(
         check_writable(out)
         draw(path, out)
         known["sheet"] = str(out)
-    print(dumps(known) if json else "\n".join(lines(known)))
+    tell(dumps(known) if json else "\n".join(lines(known)))
 
 
 def data() -> None:

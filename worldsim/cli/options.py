@@ -21,7 +21,14 @@ INPUT = "A .mp4 .gif .webm .npz or picture file, or NAME:I for clip I bundled wi
 
 def note(text: str) -> None:
     """Progress goes to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def tell(result: object) -> None:
+    """What a verb made goes to stdout, a line each."""
+    sys.stdout.write(f"{result}\n")
+    sys.stdout.flush()
 
 
 def positional(name: str, text: str) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from worldsim.cli.options import FLAT, load_config, positional
+from worldsim.cli.options import FLAT, load_config, positional, tell
 from worldsim.config import TrainConfig
 
 
@@ -36,6 +36,6 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
         distributed.start()
         if words[:1] != [str(config)]:
             raise ValueError(f"{config}: give the config right after the word train.")
-        print(run(overrides, workdir, stage=stage))
+        tell(run(overrides, workdir, stage=stage))
 
     return train

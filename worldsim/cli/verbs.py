@@ -21,6 +21,7 @@ from worldsim.cli.options import (
     positional,
     read_actions,
     read_input,
+    tell,
 )
 from worldsim.progress import Counter
 
@@ -46,9 +47,9 @@ def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> 
     if output.json:
         known = {name: None if value in (inf, -inf) else value for name, value in scores.items()}
         line = {"out": str(path), "frames": len(clip), "seconds": seconds, **known}
-        print(json.dumps(line, allow_nan=False))
+        tell(json.dumps(line, allow_nan=False))
     else:
-        print(path)
+        tell(path)
 
 
 def extend(
@@ -197,7 +198,7 @@ def demo(
         note=note,
     )
     note(summary(report))
-    print(out / "report.json")
+    tell(out / "report.json")
 
 
 def evaluate(
@@ -231,4 +232,4 @@ def evaluate(
     options = {"settings": settings, "regression": mean, "name": Path(world).name, "note": note}
     report = run(model, data or trained_on, out, **options)
     note(summary(report))
-    print(out / "report.html")
+    tell(out / "report.html")

@@ -43,9 +43,8 @@ def draw_new(
     plan, rows = request.plan, np.argsort(request.plan.times)
     if request.cyclic:  # the opening is there once, not again as its own future
         rows = rows[~plan.pinned[rows]]
-        new = ~plan.known[rows]
-    else:
-        new = ~plan.known[rows]
+    new = ~plan.known[rows]
+    if not request.cyclic:
         near = np.convolve(np.pad(new, HALO), np.ones(2 * HALO + 1), "valid") > 0
         rows, new = rows[near], new[near]
     window = "cyclic" if request.cyclic else "final"

@@ -87,7 +87,7 @@ class RefineHead(nnx.Module):
     ) -> None:
         width, latent = config.width, tokenizer.latent
         init = nnx.initializers.normal(0.02)
-        self.config, self.latent = config, latent
+        self.config = config
         self.scale = nnx.Param(jnp.ones((latent,)))
         self.spread = nnx.Param(jnp.ones((latent,)))
         self.grid = nnx.Param(init(rngs.params(), (*tokenizer.grid, width)))
@@ -131,7 +131,7 @@ class RefineHead(nnx.Module):
     ) -> Float[Array, "b p h w z"]:
         """The mean of the scaled residual, given it with noise of deviation ``sigma`` added."""
         level = sigma[:, None, None, None, None]
-        skip, out, inward, _ = diffusion.precondition(level)
+        skip, out, inward = diffusion.precondition(level)
         phases = jnp.log(sigma)[:, None] * (2.0 ** jnp.arange(-4, 12, 1.0))
         embedded = self.level[0](jnp.concatenate([jnp.sin(phases), jnp.cos(phases)], axis=-1))
         embedded = nnx.silu(self.level[1](nnx.silu(embedded)))

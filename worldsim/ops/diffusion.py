@@ -24,9 +24,9 @@ Denoiser = Callable[[Float[Array, "..."], Float[Array, ""]], Float[Array, "..."]
 
 
 def precondition(sigma: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], ...]:
-    """EDM's ``(skip, out, in, noise)``: ``D = skip x + out F(in x, noise)``, F of unit variance."""
+    """EDM's ``(skip, out, in)``: ``D = skip x + out F(in x, sigma)``, F of unit variance."""
     total = jnp.sqrt(1 + sigma**2)
-    return 1 / total**2, sigma / total, 1 / total, jnp.log(sigma) / 4
+    return 1 / total**2, sigma / total, 1 / total
 
 
 def loss_weight(sigma: Float[Array, "*n"]) -> Float[Array, "*n"]:
