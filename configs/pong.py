@@ -51,7 +51,7 @@ def get_config() -> TrainConfig:
             steps=4000,
             batch=8,
             frames=40,
-            optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(optimizer="muon", learning_rate=2e-3, warmup=200, ema=0.998),
             log_every=20,
             save_every=200,
             sample_every=400,

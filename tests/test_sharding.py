@@ -15,9 +15,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, WorldConfig
+from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, OptimConfig, WorldConfig
 from worldsim.models.world import MAKERS, split_module
 from worldsim.parallel import distributed, mesh, sharding
+from worldsim.train.optim import make_optimizer
 
 RULES = (
     (r"layers/\d+/up/kernel", ("embed", "mlp")),
@@ -126,6 +127,18 @@ def test_moments_lie_as_their_parameters():
     assert len(moments) == 2
     assert all(specs[path] == PartitionSpec("fsdp", "tensor") for path in moments)
     assert all(specs[path] == PartitionSpec() for path in specs if path.endswith("count"))
+
+
+@pytest.mark.law
+def test_muon_lies_as_its_parameters_and_its_constants_everywhere():
+    _, params = split_module("dynamics", WorldConfig())
+    optimizer = make_optimizer(OptimConfig(optimizer="muon"), 10)
+    shapes = jax.eval_shape(optimizer.init, params)
+    found = sharding.by_path(sharding.like_params(wide(fsdp=2, tensor=2), shapes, params))
+    specs = {path: where.spec for path, where in found.items()}
+    turned = [path for path in specs if "mu/" in path and path.endswith("query/kernel")]
+    assert turned and all(specs[path] == PartitionSpec("fsdp", "tensor") for path in turned)
+    assert [specs[path] for path in specs if path.endswith("ns_coeffs")] == [PartitionSpec()]
 
 
 def test_arrays_that_mirror_nothing_are_refused(one):

@@ -330,6 +330,25 @@ def test_only_matrices_decay():
     np.testing.assert_allclose(updates["bias"], 0.0)
 
 
+def test_muon_turns_hidden_matrices_and_leaves_the_rest_to_adam():
+    config = OptimConfig(optimizer="muon", learning_rate=1.0, warmup=0, weight_decay=0.0, schedule="cosine")
+    both = [dataclasses.replace(config, optimizer=name) for name in ("muon", "adamw")]
+    tx, adam = (optim.make_optimizer(one, 10) for one in both)
+    key = jax.random.key(0)
+    hidden = {"up": {"kernel": jax.random.normal(key, (16, 64))}}
+    params = {
+        "transformer": {"layers": {0: {"mlp": hidden, "mlp_norm": {"scale": jax.numpy.ones(16)}}}},
+        "head": {"kernel": jax.random.normal(key, (16, 64))},
+    }
+    moved, other = (o.update(params, o.init(params), params)[0] for o in (tx, adam))
+    turned = moved["transformer"]["layers"][0]["mlp"]["up"]["kernel"]
+    sizes = np.linalg.svd(np.asarray(turned), compute_uv=False) / (0.2 * 64**0.5)
+    assert sizes.shape == (16,) and (sizes > 0.6).all() and (sizes < 1.3).all()
+    assert float(jax.numpy.sqrt(jax.numpy.mean(turned**2))) == pytest.approx(0.2, rel=0.1)
+    moved["transformer"]["layers"][0]["mlp"] = other["transformer"]["layers"][0]["mlp"]
+    jax.tree.map(np.testing.assert_array_equal, moved, other)
+
+
 def test_log_lines_are_exact_and_strict_json(tmp_path):
     log = metrics.MetricsLog(tmp_path, name="x", total=9, start=0)
     value = float(np.float32(0.1))

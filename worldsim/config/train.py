@@ -13,9 +13,11 @@ NATURAL, SHARE = "[1, inf)", "[0, 1]"
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up, a schedule, clipping and a moving average of the weights.
+    """AdamW or Muon with warm-up, a schedule, clipping and a moving average of the weights.
 
     Attributes:
+      optimizer: ``adamw`` for all parameters, or ``muon`` for the matrices of the hidden layers and AdamW for
+        the rest.
       learning_rate: peak.
       warmup: steps of linear warm-up.
       schedule: ``wsd`` (warm-up, stable, linear decay over the last ``decay`` share) or ``cosine``.
@@ -26,6 +28,7 @@ class OptimConfig:
       ema: decay of the averaged weights (they are what is shipped).
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 200
     schedule: Literal["wsd", "cosine"] = "wsd"
@@ -39,6 +42,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("wsd", "cosine"):
             raise ValueError(f"OptimConfig: schedule {self.schedule!r}; take 'wsd' or 'cosine'.")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"OptimConfig: optimizer {self.optimizer!r}; take 'adamw' or 'muon'.")
         check_ranges(self, **{"[0, inf)": ("learning_rate", "warmup", "weight_decay"), "(0, inf)": ("clip",)})
         check_ranges(self, **{SHARE: ("decay",), "[0, 1)": ("b1", "b2", "ema")})
 

@@ -66,6 +66,10 @@ LOGICAL_TO_MESH: Mapping[str, tuple[str, ...]] = {
 """What each logical axis is split over."""
 
 
+CONSTANTS = ("ns_coeffs",)
+"""Small arrays of optimizers that are the same everywhere: Muon keeps its polynomial beside its moments."""
+
+
 def path_of(keys: Sequence[Any]) -> str:
     """A tree path as ``layers/3/mlp/up/kernel``; the value inside a Variable adds nothing."""
     parts = []
@@ -147,7 +151,7 @@ def like_params(mesh: Mesh | AbstractMesh, shapes: Any, params: Any, *, rules: R
     """Shardings for a tree that holds copies of the parameters, such as Adam's moments.
 
     A leaf whose path ends in a parameter's path and has its shape lies as that parameter does;
-    scalars lie on every device.
+    scalars and :data:`CONSTANTS` lie on every device.
 
     Raises:
       ValueError: leaves that are neither, all at once.
@@ -160,7 +164,7 @@ def like_params(mesh: Mesh | AbstractMesh, shapes: Any, params: Any, *, rules: R
         parts = path_of(keys).split("/")
         tails = ["/".join(parts[i:]) for i in range(len(parts))]
         match = next((tail for tail in tails if known.get(tail) == leaf.shape), None)
-        if match is None and leaf.ndim:
+        if match is None and leaf.ndim and parts[-1] not in CONSTANTS:
             problems.append(f"{'/'.join(parts)} {list(leaf.shape)}")
         found.append(specs[match] if match is not None else replicated(mesh))
     if problems:

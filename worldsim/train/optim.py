@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -10,6 +11,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from worldsim.config import OptimConfig
+from worldsim.parallel.sharding import path_of
+from worldsim.train.state import Leaf, Params
+
+HIDDEN = re.compile(r"transformer/layers/\d+/(attention|mlp)/\w+/kernel")
+"""Paths of the matrices that Muon moves."""
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -41,18 +47,46 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     raise ValueError(f"OptimConfig.schedule is {config.schedule!r}; use 'wsd' or 'cosine'.")
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm; only matrices decay, not biases and norms.
+def _hidden(params: Params) -> Params:
+    """``muon`` for each matrix between hidden layers, ``adamw`` for embeddings, heads, norms and biases."""
 
-    AdamW: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101.
+    def label(keys: Any, x: Leaf) -> str:
+        return "muon" if HIDDEN.search(path_of(keys)) and jnp.ndim(x) == 2 else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _plain_matrices(updates: Params) -> Params:
+    """What Muon is told of each array: two dimensions, in and out."""
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), updates)
+
+
+def _to_adam_size(updates: Params, _: Params) -> Params:
+    """Orthogonal matrices scaled to the root mean square that Adam's updates have, about 0.2."""
+    return jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * x, updates)
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The config's optimizer after clipping by the global norm; only matrices decay, not biases and norms.
+
+    AdamW: Loshchilov and Hutter, https://arxiv.org/abs/1711.05101. Muon: Jordan,
+    https://kellerjordan.github.io/posts/muon/; its updates are scaled to the size of AdamW's, so that one
+    learning rate serves both (Liu et al., https://arxiv.org/abs/2502.16982).
     """
 
-    def matrices(params: Any) -> Any:
+    def matrices(params: Params) -> Params:
         return jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)
 
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    if config.optimizer == "muon":
+        muon = optax.chain(
+            optax.contrib.scale_by_muon(beta=0.95, weight_dimension_numbers=_plain_matrices),
+            optax.stateless(_to_adam_size),
+        )
+        adam = optax.partition({"muon": muon, "adamw": adam}, _hidden)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.scale_by_adam(b1=config.b1, b2=config.b2),
+        adam,
         optax.add_decayed_weights(config.weight_decay, mask=matrices),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
