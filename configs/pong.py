@@ -48,7 +48,7 @@ def get_config() -> TrainConfig:
             sample_every=1000,
         ),
         dynamics=StageConfig(
-            steps=4000,
+            steps=3000,
             batch=8,
             frames=40,
             optim=OptimConfig(optimizer="muon", learning_rate=2e-3, warmup=200, ema=0.998),

@@ -46,10 +46,10 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=4000,
+            steps=3000,
             batch=8,
             frames=24,
-            optim=OptimConfig(learning_rate=2e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(optimizer="muon", learning_rate=2e-3, warmup=200, ema=0.998),
             log_every=50,
         ),
         refine=StageConfig(
