@@ -57,7 +57,7 @@ def get_config() -> TrainConfig:
             sample_every=400,
         ),
         refine=StageConfig(
-            steps=1500,
+            steps=1000,
             batch=8,
             frames=4,
             optim=OptimConfig(learning_rate=1e-3, warmup=100, ema=0.998),

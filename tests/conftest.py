@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8"
+)  # for what spreads over devices
 
 if importlib.util.find_spec("beartype"):
     from jaxtyping import install_import_hook

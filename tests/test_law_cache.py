@@ -18,6 +18,7 @@ from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.models.world import split_module
 from worldsim.ops import rope
 from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.law
 
@@ -82,7 +83,7 @@ def masked(known, rows, *, seed=1):
     )
 
 
-two_stream = jax.jit(Dynamics.two_stream, static_argnames="groups")
+two_stream = jax.jit(Dynamics.two_stream, static_argnames="strategy")
 predict = jax.jit(Dynamics.predict)
 commit = jax.jit(Dynamics.commit)
 
@@ -154,13 +155,16 @@ def test_the_rollout_equals_the_two_stream_pass(world, plan):
     assert len(np.unique(codes[:, rows])) > 2
 
 
-@pytest.mark.parametrize("groups", [2, 4, 16])
-def test_groups_change_nothing_in_generation_order(groups):
+@pytest.mark.parametrize(("strategy", "parts"), [("ring", 2), ("ring", 4), ("allgather", 2)])
+def test_streams_spread_over_devices_give_the_same(strategy, parts):
+    """Chunk by chunk, the heads too where there are devices left."""
     world, plan = WORLDS["one frame"], PLANS["infill"]
-    model, known = tiny.model("dynamics", world), known_stream(world, plan)
-    query = masked(known, np.array([5, 2, 8, 1, 7]))
+    model, known = tiny.model("dynamics", world), pick(known_stream(world, plan), np.arange(8))
+    query = masked(known, np.array([5, 2, 7, 1]))
     full = two_stream(model, known, query)
-    np.testing.assert_allclose(two_stream(model, known, query, groups=groups), full, atol=1e-5)
+    with jax.set_mesh(make_mesh({"context": parts, "tensor": 2})):
+        spread = two_stream(model, known, query, strategy=strategy)
+    np.testing.assert_allclose(spread, full, atol=1e-5)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=list(WORLDS))

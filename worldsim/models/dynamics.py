@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from worldsim.config import DynamicsConfig, TokenizerConfig
 from worldsim.models.cache import KVCache, empty_cache, write
 from worldsim.models.transformer import Transformer
 from worldsim.ops import rope
-from worldsim.ops.attention import attend_block, merge
+from worldsim.ops.attention import attend, attend_block, context_size, merge
 
 NOISE_BUCKETS = 16
 
@@ -65,7 +66,7 @@ class Dynamics(nnx.Module):
 
     A chunk is a row of tokens: one per frame for the action (where the world has actions), then its
     grid of codes, ``patch x patch`` codes a token. Codes are masked and drawn one by one all the same.
-    Times, orders and streams are integers beside them; see :mod:`worldsim.ops.attention` for who sees
+    Times, orders and streams are integers beside them; see :mod:`worldsim.ops.visible` for who sees
     whom.
     """
 
@@ -146,42 +147,32 @@ class Dynamics(nnx.Module):
         i, (rows, _) = self.config.patch, self.grid
         return rearrange(logits, "b p (h w) (i j v) -> b p (h i) (w j) v", h=rows, i=i, j=i)
 
-    def two_stream(self, known: Chunks, query: Chunks, *, groups: int = 1) -> Float[Array, "b p h w v"]:
+    def two_stream(
+        self, known: Chunks, query: Chunks, *, strategy: str = "local"
+    ) -> Float[Array, "b p h w v"]:
         """Logits of the query chunks, each reading the known chunks of lower order and itself.
 
         Args:
-          known: the known stream, p chunks.
+          known: the known stream, p chunks in any order.
           query: the query stream, masked copies of some of them.
-          groups: cut the known stream into this many blocks of queries, each reading only up to its own
-            end. Right only where chunks are laid out in generation order; 1 is right for any layout.
+          strategy: of :func:`worldsim.ops.attention.attend`. Where it is not ``local``, both streams are
+            spread over the mesh axis ``context`` chunk by chunk.
 
         Returns:
           Logits for every code of every query chunk.
         """
-        p, q_chunks = known.codes.shape[1], query.codes.shape[1]
-        start = known.times[:, :1]
-        x = jnp.concatenate([self.embed(known), self.embed(query)], axis=1)
-        angles = self._angles(jnp.concatenate([known.times, query.times], axis=1) - start)
-        k_ids, q_ids = self._ids(known.ids), self._ids(query.ids)
-        cut, tokens = p * self.tokens, self.tokens
-        bounds = [round(p * i / groups) * tokens for i in range(groups + 1)]
-
-        def own(a):
-            return a.reshape(-1, tokens, *a.shape[2:])
+        parts = 1 if strategy == "local" else context_size()
+        both = jax.tree.map(partial(_alternate, parts=parts), known, query)
+        angles, ids = self._angles(both.times - known.times[:, :1]), self._ids(both.ids)
 
         def mix(q, k, v):
             q, k = rope.rotate(q, angles), rope.rotate(k, angles)
-            out = [
-                attend_block(q[:, lo:hi], k[:, :hi], v[:, :hi], k_ids[:, lo:hi], k_ids[:, :hi])[0]
-                for lo, hi in zip(bounds, bounds[1:], strict=False)
-            ]
-            past = attend_block(q[:, cut:], k[:, :cut], v[:, :cut], q_ids, k_ids)
-            itself = attend_block(own(q[:, cut:]), own(k[:, cut:]), own(v[:, cut:]), own(q_ids), own(q_ids))
-            mixed, weight = (a.reshape(q.shape[0], q_chunks * tokens, *a.shape[2:]) for a in itself)
-            return jnp.concatenate([*out, merge([past, (mixed, weight)])], axis=1)
+            return attend(q, k, v, ids, ids, strategy=strategy, unit=self.tokens)
 
-        x = self.transformer(x, lambda _: mix)
-        return self._logits(x[:, cut:])
+        x = self.transformer(self.embed(both), lambda _: mix)
+        share = known.codes.shape[1] // parts * self.tokens
+        x = rearrange(x, "b (n s) d -> b n s d", n=parts)[:, :, share:]
+        return self._logits(rearrange(x, "b n s d -> b (n s) d"))
 
     def _read(self, chunks: Chunks, cache: KVCache | None):
         """Run chunks against the cache, if any, and one another; also their keys and values per layer."""
@@ -235,3 +226,10 @@ class Dynamics(nnx.Module):
             head=config.width // config.heads,
             dtype=self.dtype or jnp.float32,
         )
+
+
+def _alternate(known: Array, query: Array, *, parts: int) -> Array:
+    """Chunks of both streams, each device's known ones beside its queries."""
+    cut = [x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (known, query)]
+    joined = jnp.concatenate(cut, axis=2)
+    return joined.reshape(joined.shape[0], -1, *joined.shape[3:])

@@ -1,67 +1,110 @@
-"""Attention whose mask is a function of three integers per token: segment, order and stream.
+"""Attention under the law of :mod:`worldsim.ops.visible`: who sees whom is three integers per token.
 
-Token i sees token j iff their segments are equal, and either j is in the known stream with
-``order[j] < order[i]``, or both lie in the same chunk (equal order) and the same stream. The
-integers travel with keys and values, so any layout and any generation order are right by
-construction:
+    attend         the attention of a model: on one device, or over a sequence spread over many
+    attend_block   the same on one device, with what is needed to merge it with other blocks
+    reference      all of it in six lines, with every score in memory
 
-    order of the chunk    0   1   2      token of the query stream, order 2:
-    known stream          K0  K1  K2       sees K0 K1 (earlier, known) and Q2 (itself),
-    query stream              Q1  Q2       not K2 (its own answer) and not Q1 (a query).
+Nothing but the reference holds the scores of all pairs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import AbstractMesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
-KNOWN, QUERY = 0, 1
-PADDING = -1
-_UNSEEN = -1e30
+from worldsim.ops.ring_attention import Ring, attend_shards
+from worldsim.ops.visible import KNOWN, PADDING, QUERY, UNSEEN, visible
+
+__all__ = ["KNOWN", "PADDING", "QUERY", "attend", "attend_block", "merge", "reference", "visible"]
+
+STRATEGIES = ("local", "ring", "allgather")
+"""Where the keys are that a query reads: on its own device, passed round, or brought to all devices."""
+
+TILE_SCORES = 2**19
+"""Scores that a pair of tiles should have over all rows and heads: large enough to keep the arithmetic busy,
+small enough to stay in a cache (measured on CPUs)."""
 
 
-def visible(q_ids: Int[Array, "b n 3"], k_ids: Int[Array, "b m 3"]) -> Bool[Array, "b n m"]:
-    """Who sees whom: the law in the module's docstring, with segment -1 seen by nobody."""
-    q, k = q_ids[:, :, None], k_ids[:, None, :]
-    same_segment = (q[..., 0] == k[..., 0]) & (k[..., 0] != PADDING)
-    earlier = (k[..., 2] == KNOWN) & (k[..., 1] < q[..., 1])
-    own = (k[..., 1] == q[..., 1]) & (k[..., 2] == q[..., 2])
-    return same_segment & (earlier | own)
+def attend(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m g e"],
+    v: Float[Array, "b m g e"],
+    q_ids: Int[Array, "b n 3"],
+    k_ids: Int[Array, "b m 3"],
+    *,
+    strategy: str = "local",
+    tile: int | None = None,
+    unit: int = 1,
+) -> Float[Array, "b n h e"]:
+    """Attention of queries over keys under the law; rows that see nothing give zero.
+
+    Args:
+      q: queries.
+      k, v: keys and values; ``g`` divides ``h``, and consecutive query heads share a key head.
+      q_ids, k_ids: int32 (segment, order, stream) per token; segment -1 is padding.
+      strategy: ``local`` where each device holds whole sequences. Where they are spread over the mesh axis
+        ``context``: ``ring`` passes keys and values from device to device, ``allgather`` brings all of them
+        to all, which is faster while they fit.
+      tile: tokens whose scores with as many others are in memory at a time. None chooses by the number of
+        rows and heads.
+      unit: tokens of a chunk; tiles that are chosen are whole chunks, so that few of them need a mask.
+
+    Returns:
+      In the queries' dtype; sums run in float32.
+
+    Raises:
+      ValueError: sizes that don't fit one another or the mesh, or a strategy that has no mesh to run on.
+    """
+    _check(q, k, strategy)
+    mesh = jax.sharding.get_abstract_mesh()
+    if strategy != "local" and mesh.empty:
+        raise ValueError(f"attend: {strategy!r} needs a mesh with an axis 'context'; call jax.set_mesh.")
+    if mesh.empty or mesh.size == 1:
+        return _padded(Ring(*_tiles(q, k, tile, unit=unit)), q, k, v, q_ids, k_ids)[0]
+    spread = context_size() if strategy != "local" else 1
+    tiles = _tiles(q, k, tile, unit=unit, spread=spread, copies=mesh.size // spread)
+    ring = Ring(*tiles, "context", spread, gather=strategy == "allgather") if spread > 1 else Ring(*tiles)
+    tokens, ids = _specs(mesh, q, k, spread=spread > 1)
+    shards = jax.shard_map(
+        lambda *args: _padded(ring, *args)[0],
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, ids, ids),
+        out_specs=tokens,
+    )
+    return shards(q, k, v, q_ids, k_ids)
+
+
+def context_size() -> int:
+    """Devices on the axis ``context`` of the mesh that ``jax.set_mesh`` has set; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape.get("context", 1)
 
 
 def attend_block(
-    q: Float[Array, "b n k e"],
-    k: Float[Array, "b m k e"],
-    v: Float[Array, "b m k e"],
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m g e"],
+    v: Float[Array, "b m g e"],
     q_ids: Int[Array, "b n 3"],
     k_ids: Int[Array, "b m 3"],
-) -> tuple[Float[Array, "b n k e"], Float[Array, "b n k"]]:
+) -> tuple[Float[Array, "b n h e"], Float[Array, "b n h"]]:
     """Attention over one block of keys, with what is needed to merge it with other blocks.
-
-    The readable reference: it holds the block's scores in memory.
 
     Returns:
       The output in float32 (zero where a row sees nothing) and the log-sum-exp of the row's scores.
     """
-    scores = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    seen = visible(q_ids, k_ids)[:, None]
-    scores = jnp.where(seen, scores, _UNSEEN)
-    peak = jnp.maximum(scores.max(-1, keepdims=True), _UNSEEN / 2)
-    weights = jnp.exp(scores - peak)
-    total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum("bknm,bmke->bnke", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    safe = jnp.where(total > 0, total, 1.0)
-    lse = jnp.where(total > 0, peak + jnp.log(safe), _UNSEEN)[..., 0]
-    return out / jnp.moveaxis(safe, 1, 2), jnp.moveaxis(lse, 1, 2)
+    return _padded(Ring(*_tiles(q, k, None), exact=True), q, k, v, q_ids, k_ids)
 
 
 def merge(
-    parts: Sequence[tuple[Float[Array, "b n k e"], Float[Array, "b n k"]]],
-) -> Float[Array, "b n k e"]:
+    parts: Sequence[tuple[Float[Array, "b n h e"], Float[Array, "b n h"]]],
+) -> Float[Array, "b n h e"]:
     """One attention from the outputs and log-sum-exps of disjoint blocks of keys (online softmax)."""
     if len(parts) == 1:
         return parts[0][0]
@@ -74,12 +117,80 @@ def merge(
     return reduce(add, weighted)
 
 
-def attend(
-    q: Float[Array, "b n k e"],
-    k: Float[Array, "b m k e"],
-    v: Float[Array, "b m k e"],
+def reference(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m g e"],
+    v: Float[Array, "b m g e"],
     q_ids: Int[Array, "b n 3"],
     k_ids: Int[Array, "b m 3"],
-) -> Float[Array, "b n k e"]:
-    """Attention of queries over keys under :func:`visible`; rows that see nothing give zero."""
-    return attend_block(q, k, v, q_ids, k_ids)[0].astype(q.dtype)
+) -> Float[Array, "b n h e"]:
+    """What :func:`attend` computes, to read and to compare with: it holds all scores in memory."""
+    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("bnhe,bmhe->bhnm", q, k) * q.shape[-1] ** -0.5
+    seen = visible(q_ids, k_ids)[:, None]
+    weights = jnp.where(seen, jnp.exp(scores - jnp.where(seen, scores, UNSEEN).max(-1, keepdims=True)), 0.0)
+    total = weights.sum(-1, keepdims=True)
+    return jnp.einsum("bhnm,bmhe->bnhe", weights / jnp.where(total > 0, total, 1.0), v)
+
+
+def _check(q: Array, k: Array, strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"attend: strategy {strategy!r}; take one of {list(STRATEGIES)}.")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"attend: {q.shape[2]} query heads don't divide by {k.shape[2]} key heads; give a divisor."
+        )
+
+
+def _tiles(
+    q: Array, k: Array, tile: int | None, *, unit: int = 1, spread: int = 1, copies: int = 1
+) -> tuple[int, int]:
+    """Queries and keys per tile: as asked for, or so that a pair has about :data:`TILE_SCORES`.
+
+    Few queries take many keys at once: what one tile holds needs no loop.
+    """
+    n, m = -(-q.shape[1] // spread), -(-k.shape[1] // spread)
+    if tile is not None:
+        return min(tile, n), min(tile, m)
+    heads = max(1, q.shape[0] * q.shape[2] // copies)
+    side = 2 ** max(5, round(math.log2(TILE_SCORES / heads) / 2))
+    side = max(1, round(side / unit)) * unit
+    rows = min(side, n)
+    return rows, min(max(side, TILE_SCORES // (heads * rows)), m)
+
+
+def _padded(ring: Ring, q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array) -> tuple[Array, Array]:
+    """Attention of shards of any length: what is missing to whole tiles is padding."""
+
+    def fill(x: Array, tile: int, value: int = 0) -> Array:
+        short = -x.shape[1] % tile
+        widths = [(0, short if axis == 1 else 0) for axis in range(x.ndim)]
+        return jnp.pad(x, widths, constant_values=value) if short else x
+
+    n = q.shape[1]
+    i, j = ring.rows, ring.columns
+    padded = fill(q, i), fill(k, j), fill(v, j), fill(q_ids, i, PADDING), fill(k_ids, j, PADDING)
+    out, lse = attend_shards(ring, *padded)  # type: ignore[misc]
+    return out[:, :n], lse[:, :n]
+
+
+def _specs(mesh: AbstractMesh, q: Array, k: Array, *, spread: bool) -> tuple[PartitionSpec, PartitionSpec]:
+    """How tokens and ids lie: rows and heads split where they divide, tokens where they are spread.
+
+    Raises:
+      ValueError: tokens that don't divide over the devices.
+    """
+    size = mesh.shape["context"]
+    uneven = [x.shape[1] for x in (q, k) if x.shape[1] % size]
+    if spread and uneven:
+        near = uneven[0] // size * size
+        raise ValueError(
+            f"attend: {uneven[0]} tokens don't divide over the {size} devices of mesh axis 'context'; "
+            f"{near} or {near + size} do."
+        )
+    batch = tuple(name for name in ("data", "fsdp") if name in mesh.shape)
+    ways = math.prod(mesh.shape[name] for name in batch)
+    heads = "tensor" if mesh.shape.get("tensor", 1) > 1 and k.shape[2] % mesh.shape["tensor"] == 0 else None
+    rows = batch if q.shape[0] % ways == 0 else None
+    tokens = "context" if spread else None
+    return PartitionSpec(rows, tokens, heads, None), PartitionSpec(rows, tokens, None)

@@ -117,7 +117,7 @@ def dynamics_loss(
     *,
     digits: tuple[int, ...],
     mix: MixConfig,
-    groups: int = 4,
+    strategy: str = "local",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of masked codes in the query stream, given the corrupted known stream.
 
@@ -128,7 +128,7 @@ def dynamics_loss(
       key: draws masks, corruption and null inputs.
       digits: values per digit of a code.
       mix: shares of clean chunks, null actions and null conditions.
-      groups: see :meth:`Dynamics.two_stream`.
+      strategy: see :meth:`Dynamics.two_stream`.
 
     Returns:
       Mean nats per masked code, and metrics: the same in nats per masked code, and accuracy.
@@ -159,7 +159,7 @@ def dynamics_loss(
         noise=jnp.zeros_like(query.noise),
         ids=query.ids.at[..., 2].set(QUERY),
     )
-    logits = model.two_stream(known, query, groups=groups)
+    logits = model.two_stream(known, query, strategy=strategy)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
     count = masked.sum()
     nats = -(log_p * masked).sum() / count

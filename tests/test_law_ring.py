@@ -1,0 +1,201 @@
+"""Laws of attention over many devices: what float64 gives, in any order, layout and number of devices."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldsim.ops import attention
+from worldsim.ops.attention import KNOWN, PADDING, QUERY
+from worldsim.parallel.mesh import make_mesh
+
+pytestmark = pytest.mark.law
+
+BATCH, TOKENS, HEADS, GROUPS, WIDTH = 2, 384, 4, 2, 16
+KINDS = ("causal", "chunk-causal", "two-stream", "random orders", "packed", "padded")
+LAYOUTS = ("contiguous", "zigzag", "striped")
+DEVICES = (1, 2, 4, 8)
+SOONER = (("ring", 4), ("allgather", 2))
+LATER = [(strategy, count) for strategy in ("ring", "allgather") for count in DEVICES]
+visible = jax.jit(attention.visible)
+
+
+def ids_of(kind, rng):
+    """``[b n 3]`` in the natural order of the tokens."""
+    order, segment, stream = np.arange(TOKENS), np.zeros(TOKENS, int), np.full(TOKENS, KNOWN)
+    if kind == "chunk-causal":
+        order = order // 7
+    elif kind == "two-stream":
+        order = np.concatenate([np.arange(TOKENS * 2 // 3), np.arange(TOKENS // 3) * 2]) // 8
+        stream = np.where(np.arange(TOKENS) < TOKENS * 2 // 3, KNOWN, QUERY)
+    elif kind == "random orders":
+        order = rng.permutation(TOKENS // 8).repeat(8)
+    elif kind == "packed":
+        segment = np.searchsorted([50, 200, 210], order, side="right")
+        order = (order - np.asarray([0, 50, 200, 210])[segment]) // 5
+    elif kind == "padded":
+        segment = np.where(order < 300, 0, PADDING)
+        order = order // 6
+    ids = np.stack([segment, order, stream], axis=-1).astype(np.int32)
+    return np.stack([ids] * BATCH)
+
+
+def layout_of(kind, count):
+    """Which token lies at which place of the global sequence."""
+    places = np.arange(TOKENS)
+    if kind == "zigzag":
+        halves = places.reshape(2 * count, -1)
+        return np.concatenate([np.concatenate([halves[i], halves[-1 - i]]) for i in range(count)])
+    if kind == "striped":
+        return places.reshape(-1, count, 8).swapaxes(0, 1).reshape(-1)
+    return places
+
+
+def tokens(seed, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    shapes = [(HEADS, WIDTH), (GROUPS, WIDTH), (GROUPS, WIDTH), (HEADS, WIDTH)]
+    return [rng.normal(size=(BATCH, TOKENS, *shape)).astype(dtype) for shape in shapes]
+
+
+def exact(q, k, v, do, ids):
+    """Outputs and gradients in float64, with every score in memory."""
+    q, k, v, do = (np.asarray(x, np.float64) for x in (q, k, v, do))
+    wide_k, wide_v = (x.repeat(HEADS // GROUPS, axis=2) for x in (k, v))
+    seen = np.asarray(visible(ids, ids))[:, None]
+    scores = np.einsum("bnhe,bmhe->bhnm", q, wide_k) / WIDTH**0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True)) * seen
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / np.where(total > 0, total, 1)
+    out = np.einsum("bhnm,bmhe->bnhe", weights, wide_v)
+    slope = np.einsum("bnhe,bmhe->bhnm", do, wide_v)
+    slope = weights * (slope - np.einsum("bnhe,bnhe->bhn", do, out)[..., None]) / WIDTH**0.5
+
+    def join(x):
+        return x.reshape(BATCH, TOKENS, GROUPS, -1, WIDTH).sum(3)
+
+    return (
+        out,
+        np.einsum("bhnm,bmhe->bnhe", slope, wide_k),
+        join(np.einsum("bhnm,bnhe->bmhe", slope, q)),
+        join(np.einsum("bhnm,bnhe->bmhe", weights, do)),
+    )
+
+
+@functools.cache
+def on(count, strategy):
+    """The compiled attention and its gradients on so many devices."""
+    mesh = make_mesh({"context": count})
+
+    def run(q, k, v, do, ids):
+        attend = functools.partial(attention.attend, strategy=strategy, tile=16)
+        out, back = jax.vjp(lambda q, k, v: attend(q, k, v, ids, ids), q, k, v)
+        return out, *back(do)
+
+    def call(*args):
+        with jax.set_mesh(mesh):
+            return jax.jit(run)(*args)
+
+    return call
+
+
+def errors(found, want):
+    """Relative root mean squares."""
+    pairs = zip(found, want, strict=True)
+    return [float(np.sqrt(np.mean((np.asarray(a, np.float64) - b) ** 2) / np.mean(b**2))) for a, b in pairs]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "count"),
+    [pytest.param(*case, marks=() if case in SOONER else pytest.mark.slow) for case in LATER],
+)
+def test_every_kind_and_layout_is_exact(strategy, count):
+    """Rows that see nothing (padding) give zeros, never NaN."""
+    for number, kind in enumerate(KINDS):
+        args, ids = tokens(number), ids_of(kind, np.random.default_rng(number))
+        want = exact(*args, ids)
+        for layout in LAYOUTS:
+            place = layout_of(layout, count)
+            found = on(count, strategy)(*(x[:, place] for x in (*args, ids)))
+            back = np.argsort(place)
+            found = [np.asarray(x)[:, back] for x in found]
+            assert max(errors(found, want)) < 2e-6, (kind, layout)
+            if kind == "padded":
+                assert all(not x[:, 300:].any() for x in found)
+
+
+@pytest.mark.slow
+def test_bfloat16_does_not_lose_with_the_number_of_devices():
+    args, ids = tokens(0, jnp.bfloat16), ids_of("chunk-causal", np.random.default_rng(0))
+    want = exact(*args, ids)
+    found = {count: max(errors(on(count, "ring")(*args, ids), want)) for count in DEVICES}
+    assert max(found.values()) < 4e-3, found
+    assert max(found.values()) < 1.05 * min(found.values()), found
+
+
+def test_the_ring_passes_keys_on_and_the_gather_collects_them():
+    args, ids = tokens(0), ids_of("causal", np.random.default_rng(0))
+    with jax.set_mesh(make_mesh({"context": 4})):
+        for strategy, want, other in (
+            ("ring", "collective-permute", "all-gather"),
+            ("allgather", "all-gather", "collective-permute"),
+        ):
+            attend = functools.partial(attention.attend, strategy=strategy)
+            text = jax.jit(attend).lower(*args[:3], ids, ids).compile().as_text()
+            assert re.search(rf"= .*{want}", text)
+            assert not re.search(rf"= .*{other}[-a-z]*\(", text)
+
+
+def test_masks_of_a_scan_over_layers_are_not_kept():
+    """The compiler may not build all masks before the scan: their bytes would be the square of the tokens."""
+    n = 8192
+    ids = jnp.stack([jnp.zeros(n, int), jnp.arange(n), jnp.zeros(n, int)], axis=-1)[None]
+    x = jax.ShapeDtypeStruct((1, n, 2, 16), jnp.float32)
+
+    def loss(x):
+        def layer(x, _):
+            return x + attention.attend(x, x, x, ids, ids, tile=256), None
+
+        return jax.lax.scan(layer, x, length=4)[0].sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < n * n
+
+
+def test_what_does_not_fit_is_refused():
+    q, k, v = map(jnp.asarray, tokens(0)[:3])
+    ids = jnp.asarray(ids_of("causal", np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="'spiral'; take one of"):
+        attention.attend(q, k, v, ids, ids, strategy="spiral")
+    with pytest.raises(ValueError, match="4 query heads don't divide by 3"):
+        attention.attend(q, k[:, :, [0, 1, 0]], v[:, :, [0, 1, 0]], ids, ids)
+    with pytest.raises(ValueError, match="needs a mesh"):
+        attention.attend(q, k, v, ids, ids, strategy="ring")
+    with (
+        jax.set_mesh(make_mesh({"context": 8})),
+        pytest.raises(ValueError, match="380 tokens .* 8 devices .* 376 or 384"),
+    ):
+        attention.attend(*(x[:, :380] for x in (q, k, v, ids, ids)), strategy="ring")
+
+
+def test_relations_never_hide_a_visible_pair():
+    """Tiles that see all or nothing of each other are those that say so, for any ids."""
+    from worldsim.ops import tiled_attention as tiled
+
+    rng = np.random.default_rng(0)
+    counts = {tiled.NOTHING: 0, tiled.SOME: 0, tiled.ALL: 0}
+    for _ in range(20):
+        bounds = ((-1, 2), (0, rng.integers(2, 40)), (0, 2))
+        ids = np.stack([np.sort(rng.integers(*bound, (1, 64)), axis=1) for bound in bounds], axis=-1)
+        tiles = tiled.cut_ids(jnp.asarray(ids, jnp.int32), 8)
+        said = np.asarray(tiled.relations(tiles, tiles))
+        pairs = np.asarray(visible(ids, ids))[0].reshape(8, 8, 8, 8).swapaxes(1, 2)
+        assert not pairs[said == tiled.NOTHING].any()
+        assert pairs[said == tiled.ALL].all()
+        for kind in counts:
+            counts[kind] += int((said == kind).sum())
+    assert min(counts.values()) > 10, counts
