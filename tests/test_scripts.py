@@ -1,0 +1,75 @@
+"""The scripts that compare configs and draw the gallery: what they vary, what they print, that they run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from scripts import ablate, gallery
+from worldsim.cli.options import load_config
+from worldsim.data.make import make_sprites
+from worldsim.data.sprites import SpriteConfig
+
+PONG = load_config("configs/pong.py")
+
+
+@pytest.mark.parametrize("ablation", sorted(ablate.VARIANTS))
+def test_variants_differ_only_in_what_they_say(ablation):
+    steps = {"tokenizer": 7, "dynamics": 5}
+    found = {
+        title: ablate.variant(PONG, changes, steps=steps)
+        for title, changes in ablate.variants(ablation, PONG).items()
+    }
+    assert len(found) >= 2
+    assert len({repr(config) for config in found.values()}) == len(found)
+    for config in found.values():
+        assert (config.tokenizer.steps, config.dynamics.steps) == (7, 5)
+        same = dataclasses.replace(
+            config,
+            tokenizer_loss=PONG.tokenizer_loss,
+            world=dataclasses.replace(config.world, tokenizer=PONG.world.tokenizer),
+        )
+        assert same == ablate.variant(PONG, {}, steps=steps)
+
+
+def test_each_term_of_the_loss_in_use_is_left_out_once():
+    titles = set(ablate.variants("losses", PONG))
+    assert {"without rarity", "without haar", "without charbonnier"} <= titles
+    plain = dataclasses.replace(PONG.tokenizer_loss, ms_ssim=0.0)
+    assert titles - set(ablate.variants("losses", dataclasses.replace(PONG, tokenizer_loss=plain))) == {
+        "without ms_ssim"
+    }
+
+
+def test_the_table_leaves_open_what_a_row_lacks():
+    rows = {"VQ": {"PSNR": 40.126, "ball": 97.0}, "FSQ": {"PSNR": 38.0}}
+    assert ablate.table(rows).splitlines() == [
+        "| | PSNR | ball |",
+        "|---|---|---|",
+        "| VQ | 40.13 | 97.00 |",
+        "| FSQ | 38.00 |  |",
+    ]
+
+
+@pytest.mark.slow
+def test_an_ablation_trains_judges_and_keeps_its_figures(tmp_path, monkeypatch, capsys):
+    make_sprites(tmp_path / "s.npz", config=SpriteConfig(size=32), episodes=4, test_episodes=4, length=40)
+    command = f"ablate quantizer configs/sprites.py --data {tmp_path / 's.npz'} --workdir {tmp_path}"
+    monkeypatch.setattr(sys, "argv", f"{command} --tokenizer-steps 3 --dynamics-steps 2".split())
+    ablate.main()
+    rows = json.loads((tmp_path / "sprites" / "quantizer.json").read_text())
+    assert set(rows) == {"VQ", "FSQ"}
+    for row in rows.values():
+        assert row["nats a frame, forward"] > 10 and row["PSNR of z"] > 5
+        assert 0 < row["codes in use, % of the codebook"] <= 100
+    assert "| FSQ | " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_gallery_moves(tmp_path):
+    paths = gallery.draw("pong", tmp_path, count=1)
+    assert [path.name for path in paths] == [f"pong_{verb}.gif" for verb in ("forward", "backward", "loop")]
+    assert all(path.read_bytes()[:3] == b"GIF" for path in paths)
