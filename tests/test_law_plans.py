@@ -171,6 +171,22 @@ def test_plans_are_a_function_of_seed_step_and_row():
     assert (first["times"] != other["times"]).any()
     half = plan_batch({name: a[:2] for name, a in clip.items()}, config, step=3)
     np.testing.assert_array_equal(half["times"], first["times"][:2])
+    rest = plan_batch({name: a[2:] for name, a in clip.items()}, config, step=3, first=2)
+    np.testing.assert_array_equal(rest["times"], first["times"][2:])
+
+
+def test_stripes_deal_the_same_batch_out_to_devices():
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(small_config(), mix=MixConfig(chunks=8, queries=4))
+    clip = {"codes": rng.integers(0, 9, (4, 12, 2, 2)), "actions": rng.integers(0, 3, (4, 12, 1))}
+    whole, dealt = (plan_batch(clip, config, step=3, parts=parts) for parts in (1, 2))
+    assert dealt["orders"][0].tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    for name in ("codes", "actions", "times"):
+        np.testing.assert_array_equal(dealt[name], whole[name][:, dealt["orders"][0]])
+    asked = np.take_along_axis(dealt["orders"], dealt["queries"], axis=1)
+    np.testing.assert_array_equal(asked, whole["queries"][:, [0, 2, 1, 3]])
+    with pytest.raises(ValueError, match="8 chunks .* 3 devices .* 6 or 9"):
+        plan_batch(clip, config, step=3, parts=3)
 
 
 @pytest.mark.parametrize("f", [1, 2])

@@ -166,6 +166,18 @@ def test_masks_of_a_scan_over_layers_are_not_kept():
     assert compiled.memory_analysis().temp_size_in_bytes < n * n
 
 
+@pytest.mark.parametrize("tile", [8, 17, 24, None])
+def test_empty_slots_hide_nothing(tile):
+    """Keys of a cache that is part full: empty slots have -1 for all three ids, and share tiles."""
+    q, k, v, _ = (jnp.asarray(x[:, :96]) for x in tokens(3))
+    places = np.arange(96) // 4
+    q_ids = np.stack([places * 0, places + 9, places * 0 + QUERY], axis=-1)
+    k_ids = np.where(places[:, None] % 3 > 0, np.stack([places * 0, places, places * 0], axis=-1), PADDING)
+    q_ids, k_ids = (jnp.asarray(np.stack([ids] * BATCH), jnp.int32) for ids in (q_ids, k_ids))
+    found = attention.attend(q, k, v, q_ids, k_ids, tile=tile)
+    np.testing.assert_allclose(found, attention.reference(q, k, v, q_ids, k_ids), atol=2e-6)
+
+
 def test_what_does_not_fit_is_refused():
     q, k, v = map(jnp.asarray, tokens(0)[:3])
     ids = jnp.asarray(ids_of("causal", np.random.default_rng(0)))
@@ -188,9 +200,10 @@ def test_relations_never_hide_a_visible_pair():
 
     rng = np.random.default_rng(0)
     counts = {tiled.NOTHING: 0, tiled.SOME: 0, tiled.ALL: 0}
-    for _ in range(20):
+    for _ in range(60):
         bounds = ((-1, 2), (0, rng.integers(2, 40)), (0, 2))
         ids = np.stack([np.sort(rng.integers(*bound, (1, 64)), axis=1) for bound in bounds], axis=-1)
+        ids[ids[..., 0] == PADDING] = rng.integers(-1, 50, 3) * [0, 1, 1] + [PADDING, 0, 0]
         tiles = tiled.cut_ids(jnp.asarray(ids, jnp.int32), 8)
         said = np.asarray(tiled.relations(tiles, tiles))
         pairs = np.asarray(visible(ids, ids))[0].reshape(8, 8, 8, 8).swapaxes(1, 2)

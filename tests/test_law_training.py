@@ -33,6 +33,7 @@ def seen(monkeypatch):
             "actions": jnp.asarray(rng.integers(0, 3, (B, P, 1)), jnp.int32),
             "condition_class": jnp.asarray(rng.integers(0, 4, (B, P)), jnp.int32),
             "condition_speed": jnp.asarray(rng.normal(size=(B, P, 2)), jnp.float32),
+            "orders": jnp.broadcast_to(jnp.arange(P, dtype=jnp.int32), (B, P)),
             "queries": jnp.broadcast_to(jnp.asarray(ROWS, jnp.int32), (B, len(ROWS))),
         }
         logits = jnp.asarray(rng.normal(size=(B, len(ROWS), 2, 2, 9)), jnp.float32)

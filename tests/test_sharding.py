@@ -17,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, OptimConfig, WorldConfig
 from worldsim.models.world import MAKERS, split_module
-from worldsim.parallel import distributed, mesh, sharding
+from worldsim.parallel import distributed, mesh, placement, sharding
 from worldsim.train.optim import make_optimizer
 
 RULES = (
@@ -147,8 +147,28 @@ def test_arrays_that_mirror_nothing_are_refused(one):
 
 
 def test_batch_of_odd_rows_is_refused():
-    with pytest.raises(ValueError, match=r"'x': 3.* over the 2 devices"):
-        sharding.place_batch(wide(data=2), {"x": np.zeros((3, 1))})
+    two = mesh.make_mesh({"data": 2})
+    with pytest.raises(ValueError, match=r"3 rows does not divide over the 2 devices .* 2 or 4 do"):
+        placement.place_batch(two, {"x": np.zeros((3, 1))}, 3)
+    with pytest.raises(ValueError, match=r"feeds 4 rows .* \{'x': 2\}"):
+        placement.place_batch(two, {"x": np.zeros((2, 1))}, 4)
+
+
+def test_rows_that_are_no_sequence_go_to_the_context_too():
+    spec = lambda rows, sequence: (
+        placement.batch_sharding(wide(data=2, context=4), rows, sequence=sequence).spec
+    )
+    assert spec(8, sequence=False) == PartitionSpec(("data", "fsdp", "context"))
+    assert spec(6, sequence=False) == PartitionSpec(("data", "fsdp"))
+    assert spec(6, sequence=True) == PartitionSpec(("data", "fsdp"), "context")
+
+
+def test_meshes_are_read_from_text():
+    assert mesh.parse_mesh("data=2, context=-1") == {"data": 2, "context": -1}
+    assert mesh.parse_mesh("") == {}
+    for text in ("data", "data=two", "data=2,data=2"):
+        with pytest.raises(ValueError, match="is no AXIS=NUMBER or is there twice"):
+            mesh.parse_mesh(text)
 
 
 def test_the_first_process_leads(monkeypatch):

@@ -16,7 +16,8 @@ from fake_stage import CONFIG, make_stage
 
 from worldsim.config import OptimConfig, TrainConfig
 from worldsim.parallel.mesh import make_mesh
-from worldsim.parallel.sharding import by_path, place_batch
+from worldsim.parallel.placement import place_batch
+from worldsim.parallel.sharding import by_path
 from worldsim.train import checkpoints, metrics, optim
 from worldsim.train.loop import NonFiniteError, train_stage
 from worldsim.train.step import init_state, make_step, state_shardings
@@ -294,7 +295,7 @@ def test_step_consumes_its_state_averages_the_weights_and_draws_new_noise():
     average = np.asarray(state.ema["head"]["kernel"], np.float64)
     for i in range(3):
         before = state
-        state, found = step(state, stage.frozen, place_batch(place, batch))
+        state, found = step(state, stage.frozen, place_batch(place, batch, CONFIG.batch))
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.ema)))
         decay = min(CONFIG.optim.ema, (1 + i) / (10 + i))
         average = decay * average + (1 - decay) * np.asarray(state.params["head"]["kernel"])

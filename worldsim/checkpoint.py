@@ -78,7 +78,8 @@ def save_world(
       params: by part, such as ``tokenizer`` and ``dynamics``.
       statistics: of the data, arrays by name.
       provenance: JSON values: data, hashes, steps, scores; ``weights_sha256`` of the file is added.
-      dtype: of the floating-point weights in the file, ``float32`` or ``bfloat16``.
+      dtype: of the floating-point weights in the file, ``float32`` or ``bfloat16``. The tokenizer's are
+        float32 all the same: rounded ones would give other codes than the dynamics was trained on.
 
     Returns:
       The folder.
@@ -90,8 +91,9 @@ def save_world(
     weights = {}
     for path, leaf in by_path(dict(params)).items():
         array = np.asarray(leaf)
+        kind = np.dtype(np.float32) if path.startswith("tokenizer/") else stored
         floating = jax.numpy.issubdtype(array.dtype, np.floating)
-        weights[path] = np.array(array.astype(stored) if floating else array, order="C")
+        weights[path] = np.array(array.astype(kind) if floating else array, order="C")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     blob = library.numpy.save(weights)

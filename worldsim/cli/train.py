@@ -21,6 +21,8 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
         workdir: Path,
         overrides: Annotated[TrainConfig, FLAT] = defaults,
         stage: Literal["tokenizer", "refine", "dynamics", "all"] = "all",
+        mesh: str = "",
+        attention: Literal["ring", "allgather"] = "ring",
     ) -> None:
         """Train a world, or go on training it; every field of the config can be overridden.
 
@@ -29,13 +31,17 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
         Args:
           workdir: for checkpoints, logs, samples and, at the end, the world.
           stage: which to train; refine and dynamics need a trained tokenizer in the workdir.
+          mesh: devices by axis, such as data=2,fsdp=2,context=2,tensor=1; -1 takes what is left.
+          attention: over sequences that axis context spreads: keys passed round, or all brought to all.
         """
         from worldsim.parallel import distributed
+        from worldsim.parallel.mesh import make_mesh, parse_mesh
         from worldsim.train.run import train as run
 
         distributed.start()
         if words[:1] != [str(config)]:
             raise ValueError(f"{config}: give the config right after the word train.")
-        tell(run(overrides, workdir, stage=stage))
+        place = make_mesh(parse_mesh(mesh)) if mesh else None
+        tell(run(overrides, workdir, stage=stage, mesh=place, strategy=attention))
 
     return train

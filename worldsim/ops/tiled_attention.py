@@ -104,20 +104,28 @@ def relations(rows: Int[Array, "i b 3 r"], columns: Int[Array, "j b 3 c"]) -> In
     Read from the least and greatest ids of each tile. It may say ``SOME`` where a look at every pair would
     say ``NOTHING`` or ``ALL``, never the reverse; a batch has the relation of its rows together.
     """
-    low, high = rows.min(-1)[:, None], rows.max(-1)[:, None]
-    least, most = columns.min(-1)[None], columns.max(-1)[None]
+    (low, high, full), (least, most, filled) = _bounds(rows, 1), _bounds(columns, 0)
 
     def overlap(axis: int) -> Bool[Array, "i j b"]:
         return (low[..., axis] <= most[..., axis]) & (least[..., axis] <= high[..., axis])
 
     earlier = (least[..., 2] == KNOWN) & (least[..., 1] < high[..., 1])
-    some = overlap(0) & (most[..., 0] != PADDING) & (earlier | (overlap(1) & overlap(2)))
-    ends = (low, high, least, most)
+    some = overlap(0) & (earlier | (overlap(1) & overlap(2)))
     alike = [(low[..., a] == most[..., a]) & (high[..., a] == least[..., a]) for a in range(3)]
     before = (most[..., 2] == KNOWN) & (most[..., 1] < low[..., 1])
-    real = (ends[0][..., 0] != PADDING) & (ends[2][..., 0] != PADDING)
-    whole = alike[0] & real & (before | (alike[1] & alike[2]))
+    whole = full & filled & alike[0] & (before | (alike[1] & alike[2]))
     return jnp.where(whole.all(-1), ALL, jnp.where(some.any(-1), SOME, NOTHING))
+
+
+def _bounds(ids: Int[Array, "i b 3 r"], axis: int) -> tuple[Array, Array, Array]:
+    """The least and greatest ids of each tile's tokens, and whether none of them is padding.
+
+    Padding may carry any order and stream; a tile of nothing else overlaps with none.
+    """
+    real = ids[:, :, :1] != PADDING
+    limit = jnp.iinfo(ids.dtype).max
+    low, high = jnp.where(real, ids, limit).min(-1), jnp.where(real, ids, -limit).max(-1)
+    return tuple(jnp.expand_dims(x, axis) for x in (low, high, real.all((2, 3))))  # type: ignore[return-value]
 
 
 def _over_pairs(relation: Int[Array, "i j"], visit: Callable[[Any, Any, Any, bool], Any], carry: Any) -> Any:

@@ -39,6 +39,23 @@ def _sizes(axes: Mapping[str, int], devices: int) -> tuple[int, ...]:
     return tuple(sizes.values())
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """Axis sizes from ``data=2,fsdp=2,context=2``; an empty text is one device.
+
+    Raises:
+      ValueError: what is not ``AXIS=NUMBER``, or an axis that is given twice.
+    """
+    axes: dict[str, int] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, size = part.partition("=")
+        if not equals or not size.lstrip("-").isdigit() or name in axes:
+            raise ValueError(
+                f"mesh {text!r}: {part!r} is no AXIS=NUMBER or is there twice; axes: {list(AXES)}."
+            )
+        axes[name] = int(size)
+    return axes
+
+
 def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over ``data fsdp context tensor``, the compiler choosing layouts (Auto axes).
 

@@ -178,27 +178,3 @@ def like_params(mesh: Mesh | AbstractMesh, shapes: Any, params: Any, *, rules: R
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Rows of the leading dimension over the mesh axes of ``batch``."""
-    return NamedSharding(mesh, PartitionSpec(LOGICAL_TO_MESH["batch"]))
-
-
-def place_batch(mesh: Mesh | AbstractMesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A host batch (this process's rows) as global arrays.
-
-    Raises:
-      ValueError: rows that don't divide over the devices.
-    """
-    where = batch_sharding(mesh)
-    ways = int(np.prod([mesh.shape[name] for name in LOGICAL_TO_MESH["batch"]], dtype=int))
-    wrong = {name: len(rows) for name, rows in batch.items() if len(rows) * jax.process_count() % ways}
-    if wrong:
-        raise ValueError(
-            f"Batch rows {wrong} on each of {jax.process_count()} processes don't divide over the {ways} "
-            f"devices of mesh axes {list(LOGICAL_TO_MESH['batch'])}; change the batch or the mesh."
-        )
-    if jax.process_count() == 1:
-        return {name: jax.device_put(rows, where) for name, rows in batch.items()}
-    return {name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()}

@@ -32,7 +32,14 @@ def rarity_map(frames: Float[np.ndarray, "t h w c"], median: Float[np.ndarray, "
 
 
 def crop_batch(
-    clip: Batch, median: np.ndarray, rarity: np.ndarray, *, size: int, stride: int, seed: tuple[int, ...]
+    clip: Batch,
+    median: np.ndarray,
+    rarity: np.ndarray,
+    *,
+    size: int,
+    stride: int,
+    seed: tuple[int, ...],
+    first: int = 0,
 ) -> Batch:
     """Cut a square around an unusual pixel of each clip's first frame.
 
@@ -46,6 +53,7 @@ def crop_batch(
       size: of the squares in pixels, a multiple of ``stride``; 0 leaves frames whole.
       stride: pixels per code: squares start at multiples of it.
       seed: numbers that tell this batch from all others.
+      first: number of the first row, counted over all processes.
 
     Returns:
       ``frames [b t size size c]`` and ``corner [b 2]``, the row and column of each square.
@@ -54,7 +62,6 @@ def crop_batch(
     if size == 0:
         return {"frames": frames, "corner": np.zeros((len(frames), 2), np.int32)}
     height, width = median.shape[:2]
-    first = jax.process_index() * len(frames)
     corners = np.zeros((len(frames), 2), np.int32)
     for i, frame in enumerate(frames[:, 0]):
         rng = np.random.default_rng((*seed, first + i))

@@ -20,6 +20,7 @@ from worldsim.config import TrainConfig
 from worldsim.parallel import sharding
 from worldsim.parallel.distributed import is_lead
 from worldsim.parallel.mesh import make_mesh
+from worldsim.parallel.placement import place_batch
 from worldsim.train.checkpoints import (
     check_record,
     checkpoint_config,
@@ -126,7 +127,9 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
         with _termination() as asked:
             for done in range(start + 1, config.steps + 1):
                 batch = _next(batches, stage=stage, done=done)
-                state, metrics = step(state, frozen, sharding.place_batch(run.mesh, batch))
+                state, metrics = step(
+                    state, frozen, place_batch(run.mesh, batch, config.batch, sequence=stage.sequence)
+                )
                 if pending is not None:
                     _settle(run, pending)
                 pending = _Pending(done, metrics, batch)

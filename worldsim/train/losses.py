@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from worldsim.config import MixConfig, RefineLossConfig, TokenizerLossConfig
 from worldsim.models.dynamics import Chunks, Dynamics
@@ -123,8 +125,8 @@ def dynamics_loss(
 
     Args:
       model: the dynamics.
-      batch: ``codes [b p h w]``, ``times [b p]`` and, where the world has them, ``actions`` and
-        ``condition_NAME``, all in the order of generation; ``queries [b q]``: rows that carry loss.
+      batch: ``codes [b p h w]``, ``times [b p]``, ``orders [b p]`` and, where the world has them, ``actions``
+        and ``condition_NAME``, in any order; ``queries [b q]``: places of the chunks that carry loss.
       key: draws masks, corruption and null inputs.
       digits: values per digit of a code.
       mix: shares of clean chunks, null actions and null conditions.
@@ -135,13 +137,14 @@ def dynamics_loss(
     """
     clean_key, noise_key, corrupt_key, ratio_key, mask_key, null_key = jax.random.split(key, 6)
     codes, rows = batch["codes"].astype(jnp.int32), batch["queries"]
-    b, p, h, w = codes.shape
-    noise = jax.random.uniform(noise_key, (b, p)) * model.config.max_noise
-    noise = jnp.where(jax.random.bernoulli(clean_key, mix.clean, (b, p)), 0.0, noise)
-    orders = jnp.broadcast_to(jnp.arange(p), (b, p))
+    h, w = codes.shape[2:]
+    orders = batch["orders"]
+    noise = _by_chunk(jax.random.uniform, noise_key, orders) * model.config.max_noise
+    clean = _by_chunk(partial(jax.random.bernoulli, p=mix.clean), clean_key, orders)
+    noise = jnp.where(clean, 0.0, noise)
     extras = _drop_inputs(batch, null_key, mix=mix)
     known = Chunks(
-        codes=quantize.corrupt_codes(codes, noise, digits, corrupt_key),
+        codes=_by_chunk(partial(_corrupt, digits), corrupt_key, orders, codes, noise),
         times=batch["times"].astype(jnp.float32),
         ids=jnp.stack([jnp.zeros_like(orders), orders, jnp.full_like(orders, KNOWN)], axis=-1),
         noise=noise,
@@ -149,9 +152,10 @@ def dynamics_loss(
     )
     pick = jax.vmap(lambda a, i: a[i])
     query = jax.tree.map(lambda a: pick(a, rows), known)
-    target = pick(codes, rows)
-    ratio = jnp.cos(0.5 * jnp.pi * jax.random.uniform(ratio_key, (*rows.shape, 1)))
-    rank = jnp.argsort(jnp.argsort(jax.random.uniform(mask_key, (*rows.shape, h * w)), axis=-1), axis=-1)
+    target, asked = pick(codes, rows), pick(orders, rows)
+    ratio = jnp.cos(0.5 * jnp.pi * _by_chunk(jax.random.uniform, ratio_key, asked))[..., None]
+    draw = _by_chunk(partial(jax.random.uniform, shape=(h * w,)), mask_key, asked)
+    rank = jnp.argsort(jnp.argsort(draw, axis=-1), axis=-1)
     masked = (rank < jnp.ceil(ratio * h * w)).reshape(target.shape)
     query = dataclasses.replace(
         query,
@@ -167,6 +171,26 @@ def dynamics_loss(
     return nats, {"nats_per_code": nats, "accuracy": right}
 
 
+def _by_chunk(draw: Callable[..., Array], key: Array, orders: Int[Array, "b p"], *rows: Array) -> Array:
+    """``draw(key, *row)`` for each chunk with a key of its own.
+
+    It depends on the sample and the chunk's order and not on where the chunk lies, so that a batch that is
+    spread over devices in stripes is the same batch.
+    """
+
+    def one(row: Array, order: Array, *values: Array) -> Array:
+        return draw(jax.random.fold_in(jax.random.fold_in(key, row), order), *values)
+
+    sample = jnp.broadcast_to(jnp.arange(orders.shape[0])[:, None], orders.shape)
+    return jax.vmap(jax.vmap(one))(sample, orders, *rows)
+
+
+def _corrupt(
+    digits: tuple[int, ...], key: Array, codes: Int[Array, "h w"], noise: Float[Array, ""]
+) -> Int[Array, "h w"]:
+    return quantize.corrupt_codes(codes[None, None], noise[None, None], digits, key)[0, 0]
+
+
 def _drop_inputs(batch: dict[str, Array], key: Array, *, mix: MixConfig) -> dict[str, Any]:
     """Actions and conditions with those of some samples made null.
 
@@ -176,7 +200,7 @@ def _drop_inputs(batch: dict[str, Array], key: Array, *, mix: MixConfig) -> dict
     action_key, cut_key, half_key, condition_key = jax.random.split(key, 4)
     b, p = batch["codes"].shape[:2]
     cut = jax.random.randint(cut_key, (b, 1), 0, p) * jax.random.bernoulli(half_key, 0.5, (b, 1))
-    drop_action = jax.random.bernoulli(action_key, mix.null_actions, (b, 1)) & (jnp.arange(p) >= cut)
+    drop_action = jax.random.bernoulli(action_key, mix.null_actions, (b, 1)) & (batch["orders"] >= cut)
     drop_condition = jax.random.bernoulli(condition_key, mix.null_conditions, (b, 1))
 
     def null(values: Array, drop: Array) -> Array:

@@ -56,7 +56,12 @@ def check_data(config: TrainConfig, info: DataInfo) -> None:
 
 
 def train(
-    config: TrainConfig, workdir: str | Path, *, stage: StageName = "all", mesh: Mesh | None = None
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    stage: StageName = "all",
+    mesh: Mesh | None = None,
+    strategy: str = "ring",
 ) -> Path:
     """Train a world, or go on training it, and export it.
 
@@ -66,6 +71,8 @@ def train(
       stage: ``tokenizer``, then ``refine`` and ``dynamics`` in any order (each needs a trained tokenizer in
         ``workdir``; a world without refinement is a world too), or ``all``.
       mesh: of devices; None is one device.
+      strategy: ``ring`` or ``allgather``: how the dynamics attends where the mesh spreads chunks over
+        ``context``.
 
     Returns:
       The folder that was written last: the world's or, as long as it has no dynamics, the stage's.
@@ -79,14 +86,14 @@ def train(
     check_data(config, info)
     run = {"seed": config.seed, "config": config, "mesh": mesh}
     if stage in ("tokenizer", "all"):
-        train_stage(_tokenizer(config, info), workdir, **run)
+        train_stage(_tokenizer(config, info, mesh), workdir, **run)
     if stage == "tokenizer":
         return workdir / "tokenizer"
     steps, tokenizer = _trained("tokenizer", config, workdir)
     if stage in ("refine", "all"):
-        train_stage(_refine(config, tokenizer), workdir, **run)
+        train_stage(_refine(config, tokenizer, mesh), workdir, **run)
     if stage in ("dynamics", "all"):
-        train_stage(_dynamics(config, workdir, tokenizer), workdir, **run)
+        train_stage(_dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy), workdir, **run)
     parts = {"tokenizer": (steps, tokenizer)}
     for name in ("dynamics", "refine"):
         if _stands_at(workdir, name) >= getattr(config, name).steps:
@@ -104,23 +111,25 @@ def train(
     return workdir / "world"
 
 
-def _tokenizer(config: TrainConfig, info: DataInfo) -> Stage:
+def _tokenizer(config: TrainConfig, info: DataInfo, mesh: Mesh | None) -> Stage:
     path = config.data.path
     if info.median is None:
         raise ValueError(f"{path} stores no median frame, which the tokenizer's loss needs; make it anew.")
     source = open_source(path, config.data.split, keys=("frames",))
     samples = tokenizer_samples(config, open_source(path, config.data.eval_split, keys=("frames",)))
-    return tokenizer_stage(config, source, info.median, samples=samples)
+    return tokenizer_stage(config, source, info.median, mesh=mesh, samples=samples)
 
 
-def _refine(config: TrainConfig, tokenizer: Any) -> Stage:
+def _refine(config: TrainConfig, tokenizer: Any, mesh: Mesh | None) -> Stage:
     path = config.data.path
     source = open_source(path, config.data.split, keys=("frames",))
     held_out = open_source(path, config.data.eval_split, keys=("frames",))
-    return refine_stage(config, source, tokenizer, samples=refine_samples(config, held_out))
+    return refine_stage(config, source, tokenizer, mesh=mesh, samples=refine_samples(config, held_out))
 
 
-def _dynamics(config: TrainConfig, workdir: Path, tokenizer: Any) -> Stage:
+def _dynamics(
+    config: TrainConfig, workdir: Path, tokenizer: Any, *, mesh: Mesh | None, strategy: str
+) -> Stage:
     path, split = config.data.path, config.data.split
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
@@ -128,7 +137,8 @@ def _dynamics(config: TrainConfig, workdir: Path, tokenizer: Any) -> Stage:
     count = partial(Counter("encoding"), split)
     codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
     held_out = open_source(path, config.data.eval_split, keys=keys)
-    return dynamics_stage(config, codes, samples=dynamics_samples(config, held_out, tokenizer))
+    samples = dynamics_samples(config, held_out, tokenizer)
+    return dynamics_stage(config, codes, mesh=mesh, strategy=strategy, samples=samples)
 
 
 def _stands_at(workdir: Path, name: str) -> int:

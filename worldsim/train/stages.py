@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from worldsim.config import TrainConfig
 from worldsim.data.loader import Loader
@@ -18,6 +19,7 @@ from worldsim.data.source import Source
 from worldsim.models.tokenizer import to_float
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.mesh import compute_dtype
+from worldsim.parallel.placement import Share, share, stripes
 from worldsim.train.codebook import first_codebook, follow_codebook
 from worldsim.train.crops import crop_batch, crop_median, rarity_map, spaced_frames
 from worldsim.train.losses import dynamics_loss, refine_loss, tokenizer_loss
@@ -28,17 +30,21 @@ StageName = Literal["tokenizer", "dynamics", "refine"]
 STAGES: tuple[StageName, ...] = ("tokenizer", "dynamics", "refine")
 
 
-def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, samples: Any = None) -> Stage:
+def tokenizer_stage(
+    config: TrainConfig, source: Source, median: np.ndarray, *, mesh: Mesh | None = None, samples: Any = None
+) -> Stage:
     """Pixels to codes and back.
 
     Args:
       config: of the run.
       source: records with ``frames``.
       median: uint8 ``[h w c]``, the data's median frame.
+      mesh: that it will train on; None is one device.
       samples: writes reconstructions to look at, or None.
     """
     graph, _ = split_module("tokenizer", config.world, dtype=compute_dtype())
-    loader = _loader(config, source, "tokenizer", frames=config.tokenizer.frames)
+    mine = share(mesh, config.tokenizer.batch)
+    loader = _loader(config, source, "tokenizer", frames=config.tokenizer.frames, mine=mine)
 
     weights, stride = config.tokenizer_loss, config.world.tokenizer.stride
     seen = spaced_frames(source) / 127.5 if weights.crop else np.zeros((1, *median.shape))
@@ -48,7 +54,8 @@ def tokenizer_stage(config: TrainConfig, source: Source, median: np.ndarray, *, 
         with contextlib.closing(loader.iterate(start)) as clips:
             for step, clip in enumerate(clips, start):
                 seed = (config.seed, step)
-                yield crop_batch(clip, median, rarity, size=weights.crop, stride=stride, seed=seed)
+                cut = {"size": weights.crop, "stride": stride, "seed": seed, "first": mine.first}
+                yield crop_batch(clip, median, rarity, **cut)
 
     def loss(params, frozen, batch, key, step):
         del step
@@ -79,42 +86,54 @@ def _some_frames(source: Source, config: TrainConfig, count: int = 128) -> np.nd
     return np.concatenate(chunks)[None]
 
 
-def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: int) -> Loader:
-    """A stage's clips; each stage shuffles with a seed of its own."""
+def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: int, mine: Share) -> Loader:
+    """This process's share of a stage's clips; each stage shuffles with a seed of its own."""
     return Loader(
         source,
         frames=frames,
-        batch=getattr(config, stage).batch,
+        batch=mine.of,
         seed=config.seed + STAGES.index(stage),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=mine.first // mine.rows,
+        process_count=mine.of // mine.rows,
         threads=config.data.threads,
     )
 
 
-def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) -> Stage:
+def dynamics_stage(
+    config: TrainConfig,
+    source: Source,
+    *,
+    mesh: Mesh | None = None,
+    strategy: str = "ring",
+    samples: Any = None,
+) -> Stage:
     """The next chunk from all that came before it, in every order.
 
     Args:
       config: of the run.
       source: records with ``codes`` and what else the world reads, a row a chunk (see
         :func:`worldsim.train.codes.encode_source`).
+      mesh: that it will train on; None is one device.
+      strategy: of :func:`worldsim.ops.attention.attend`, where the mesh spreads chunks over ``context``.
       samples: writes rollouts to look at, or None.
     """
     graph, _ = split_module("dynamics", config.world, dtype=compute_dtype())
     f = config.world.tokenizer.frames_per_chunk
     span = config.dynamics.frames // f
-    loader = _loader(config, source, "dynamics", frames=span)
+    mine = share(mesh, config.dynamics.batch, sequence=True)
+    loader = _loader(config, source, "dynamics", frames=span, mine=mine)
+    strategy = strategy if mine.parts > 1 else "local"
 
     def batches(start: int) -> Iterator[Batch]:
         with contextlib.closing(loader.iterate(start)) as clips:
             for step, clip in enumerate(clips, start):
-                yield plan_batch(clip, config, step=step)
+                yield plan_batch(clip, config, step=step, first=mine.first, parts=mine.parts)
 
     def loss(params, frozen, batch, key, step):
         del frozen, step
         digits = config.world.tokenizer.digits
-        return dynamics_loss(nnx.merge(graph, params), batch, key, digits=digits, mix=config.mix)
+        model = nnx.merge(graph, params)
+        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, strategy=strategy)
 
     return Stage(
         name="dynamics",
@@ -124,21 +143,26 @@ def dynamics_stage(config: TrainConfig, source: Source, *, samples: Any = None) 
         batches=batches,
         frozen=_fingerprint(source),
         samples=samples,
+        sequence=True,
     )
 
 
-def refine_stage(config: TrainConfig, source: Source, tokenizer: Params, *, samples: Any = None) -> Stage:
+def refine_stage(
+    config: TrainConfig, source: Source, tokenizer: Params, *, mesh: Mesh | None = None, samples: Any = None
+) -> Stage:
     """The detail of the latents that the codes leave out.
 
     Args:
       config: of the run.
       source: records with ``frames``.
       tokenizer: its trained parameters.
+      mesh: that it will train on; None is one device.
       samples: writes renderings to look at, or None.
     """
     graph, _ = split_module("refine", config.world, dtype=compute_dtype())
     seer, _ = split_module("tokenizer", config.world)
-    loader = _loader(config, source, "refine", frames=config.refine.frames)
+    mine = share(mesh, config.refine.batch)
+    loader = _loader(config, source, "refine", frames=config.refine.frames, mine=mine)
 
     def see(tokenizer: Params, frames: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(seer, tokenizer)
@@ -184,8 +208,8 @@ def _fingerprint(source: Source) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(codes.tobytes()).digest(), np.uint32)
 
 
-def plan_batch(clip: Batch, config: TrainConfig, *, step: int) -> Batch:
-    """Clips of codes laid out in the order of generation, a plan drawn for each.
+def plan_batch(clip: Batch, config: TrainConfig, *, step: int, first: int = 0, parts: int = 1) -> Batch:
+    """Clips of codes laid out for a plan that is drawn for each.
 
     The plan of row i depends on the seed, the step and i alone (i counted over all processes).
 
@@ -193,26 +217,32 @@ def plan_batch(clip: Batch, config: TrainConfig, *, step: int) -> Batch:
       clip: arrays ``[b span ...]``, a row a chunk.
       config: of the run.
       step: of training.
+      first: number of the first row, counted over all processes.
+      parts: devices that chunks are dealt out to (:func:`worldsim.parallel.placement.stripes`); 1 leaves them
+        in the order of generation.
 
     Returns:
-      The same arrays gathered to ``[b p ...]``, with ``times [b p]`` in frames and ``queries [b q]``.
+      The same arrays gathered to ``[b p ...]``, with ``times [b p]`` in frames, ``orders [b p]`` and
+      ``queries [b q]``, the places of the chunks that carry loss.
+
+    Raises:
+      ValueError: chunks or queries that don't divide over the devices.
     """
     rows, span = clip["codes"].shape[:2]
-    first = jax.process_index() * rows
+    pinned, scale = config.world.dynamics.pinned, config.world.tokenizer.frames_per_chunk
+    orders, asked = stripes(config.mix.chunks, parts), stripes(config.mix.queries, parts)
+    place = np.argsort(orders)
     plans = [
         sample_plan(
-            np.random.default_rng((config.seed, step, first + i)),
-            span,
-            mix=config.mix,
-            pinned=config.world.dynamics.pinned,
+            np.random.default_rng((config.seed, step, first + i)), span, mix=config.mix, pinned=pinned
         )
         for i in range(rows)
     ]
     out = {
-        name: np.stack([a[p.positions] for a, p in zip(array, plans, strict=True)])
+        name: np.stack([a[p.positions[orders]] for a, p in zip(array, plans, strict=True)])
         for name, array in clip.items()
     }
-    scale = config.world.tokenizer.frames_per_chunk
-    out["times"] = np.stack([p.positions * scale for p in plans]).astype(np.float32)
-    out["queries"] = np.stack([p.queries for p in plans]).astype(np.int32)
+    out["times"] = np.stack([p.positions[orders] * scale for p in plans]).astype(np.float32)
+    out["orders"] = np.broadcast_to(orders, (rows, len(orders))).astype(np.int32)
+    out["queries"] = np.stack([place[p.queries[asked]] for p in plans]).astype(np.int32)
     return out

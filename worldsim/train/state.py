@@ -58,6 +58,7 @@ class Stage:
       after: ``(before, params, batch, key, step)`` to parameters, pure: moves what no gradient moves, given
         the parameters before and after the optimizer's step; or None.
       samples: ``(ema, frozen, step, folder)`` writes something to look at, or None.
+      sequence: whether the second dimension of its batches is one of chunks, to be spread over devices.
     """
 
     name: str
@@ -70,3 +71,4 @@ class Stage:
     frozen: Params = None
     after: Callable[[Params, Params, dict[str, jax.Array], jax.Array, jax.Array], Params] | None = None
     samples: Callable[[Params, Params, int, Path], None] | None = None
+    sequence: bool = False

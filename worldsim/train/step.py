@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from worldsim.parallel import sharding
+from worldsim.parallel.placement import batch_sharding
 from worldsim.train.optim import schedule, update_ema
 from worldsim.train.state import Params, Stage, TrainState
 
@@ -52,6 +53,7 @@ def make_step(
     ``grad_norm`` (before clipping) and ``learning_rate``.
     """
     rate = schedule(stage.config.optim, stage.config.steps)
+    rows = batch_sharding(mesh, stage.config.batch, sequence=stage.sequence)
 
     def step(state: TrainState, frozen: Params, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
@@ -72,7 +74,7 @@ def make_step(
 
     return jax.jit(
         step,
-        in_shardings=(shardings, sharding.replicated(mesh), sharding.batch_sharding(mesh)),
+        in_shardings=(shardings, sharding.replicated(mesh), rows),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
