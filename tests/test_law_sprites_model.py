@@ -83,7 +83,7 @@ def pushes(count, *, seed):
 def test_actions_shifted_by_a_frame_in_either_direction_make_the_likelihood_worse(tmp_path):
     """On held-out play, whichever way the plan goes; and with none they are missed less than false ones."""
     config = make_config(
-        2, (4, 2), chunks=6, queries=4, steps=300, forward=0.5, backward=0.3, infill=0.2,
+        2, (4, 2), chunks=6, queries=4, steps=500, forward=0.5, backward=0.3, infill=0.2,
         action=ActionConfig("discrete", 5, sprites.ACTIONS),
     )  # fmt: skip
     codes, actions = pushes(200, seed=0)
