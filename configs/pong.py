@@ -3,8 +3,8 @@
     worldsim data make ale --game pong --out data/pong
     worldsim train configs/pong.py --workdir runs/pong
 
-Cost on two CPU cores: about 12 minutes for the tokenizer (49.9 dB; the ball in 98.8 % of the held-out frames
-that have one), 4 for the refinement and 65 for the dynamics. The bundled world ``pong`` is this run.
+Cost on two CPU cores: about 15 minutes for the tokenizer (49.9 dB; the ball in 98.8 % of the held-out frames
+that have one), 4 for the refinement and 75 for the dynamics. The bundled world ``pong`` is this run.
 """
 
 from worldsim.config import (
