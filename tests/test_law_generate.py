@@ -327,6 +327,7 @@ def test_a_world_round_trips_through_its_folder(world, tmp_path):
     same(again.extend(clip, 6, key=KEY), half.extend(clip, 6, key=KEY))
 
 
+@pytest.mark.slow
 def test_conditions_reach_every_verb():
     """A class and a vector that hold for a whole clip; left out, they are null."""
     config = tiny.config(conditions=tiny.CONDITIONS)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from worldsim.ops import attention
+from worldsim.ops import tiled_attention as tiled
 from worldsim.ops.attention import KNOWN, PADDING, QUERY
 from worldsim.parallel.mesh import make_mesh
 
@@ -196,8 +197,6 @@ def test_what_does_not_fit_is_refused():
 
 def test_relations_never_hide_a_visible_pair():
     """Tiles that see all or nothing of each other are those that say so, for any ids."""
-    from worldsim.ops import tiled_attention as tiled
-
     rng = np.random.default_rng(0)
     counts = {tiled.NOTHING: 0, tiled.SOME: 0, tiled.ALL: 0}
     for _ in range(60):

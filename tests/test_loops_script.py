@@ -58,6 +58,7 @@ def test_auc_counts_pairs():
     assert loops.auc([1, 3], [2, 3]) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
 
 
+@pytest.mark.slow
 def test_the_script_measures_a_toy(tmp_path, capsys):
     config = toy_sprites.toy_config().world
     config = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, layers=1))

@@ -53,3 +53,9 @@ def check_ranges(config: Any, **intervals: tuple[str, ...]) -> None:
                 problems.append(f"{name} {value} must lie in {interval}")
     if problems:
         raise ValueError(f"{type(config).__name__}: {', '.join(problems)}.")
+
+
+def nearest(count: int, divisor: int) -> str:
+    """The multiples of ``divisor`` next to a number, in words."""
+    below = count // divisor * divisor
+    return f"{below} or {below + divisor} do" if below else f"{divisor} does"

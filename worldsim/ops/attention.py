@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from worldsim.ops.ring_attention import Ring, attend_shards
 from worldsim.ops.visible import KNOWN, PADDING, QUERY, UNSEEN, visible
+from worldsim.plain import nearest
 
 __all__ = ["KNOWN", "PADDING", "QUERY", "attend", "attend_block", "merge", "reference", "visible"]
 
@@ -183,10 +184,9 @@ def _specs(mesh: AbstractMesh, q: Array, k: Array, *, spread: bool) -> tuple[Par
     size = mesh.shape["context"]
     uneven = [x.shape[1] for x in (q, k) if x.shape[1] % size]
     if spread and uneven:
-        near = uneven[0] // size * size
         raise ValueError(
             f"attend: {uneven[0]} tokens don't divide over the {size} devices of mesh axis 'context'; "
-            f"{near} or {near + size} do."
+            f"{nearest(uneven[0], size)}."
         )
     batch = tuple(name for name in ("data", "fsdp") if name in mesh.shape)
     ways = math.prod(mesh.shape[name] for name in batch)

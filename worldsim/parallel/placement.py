@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from worldsim.parallel.sharding import LOGICAL_TO_MESH
+from worldsim.plain import nearest
 
 CONTEXT = "context"
 
@@ -52,12 +53,6 @@ def batch_sharding(mesh: Mesh | AbstractMesh, rows: int, *, sequence: bool = Fal
         return NamedSharding(mesh, PartitionSpec(axes, *LOGICAL_TO_MESH["time"]))
     wide = (*axes, CONTEXT)
     return NamedSharding(mesh, PartitionSpec(wide if rows % ways(mesh, *wide) == 0 else axes))
-
-
-def nearest(count: int, divisor: int) -> str:
-    """The multiples of ``divisor`` next to a number, in words."""
-    below = count // divisor * divisor
-    return f"{below} or {below + divisor} do" if below else f"{divisor} does"
 
 
 def local_rows(mesh: Mesh, rows: int, *, sequence: bool = False) -> tuple[int, int]:
