@@ -25,21 +25,21 @@ ACTIONS = ("none", "left", "right", "up", "down")
 
 
 def get_config() -> TrainConfig:
-    """A world of sprites: 8x8 codes of 4x4 pixels a frame, four codes a token."""
+    """A world of sprites: 16x16 codes of 2x2 pixels a frame, sixteen codes a token."""
     return TrainConfig(
         name="sprites",
         world=WorldConfig(
             tokenizer=TokenizerConfig(
-                height=32, width=32, haar_levels=1, widths=(48, 96), quantizer="vq", codes=2048
+                height=32, width=32, haar_levels=1, widths=(64,), quantizer="vq", codes=256
             ),
             dynamics=DynamicsConfig(
-                width=128, layers=3, heads=4, mlp=512, patch=2, action=ActionConfig("discrete", 5, ACTIONS)
+                width=128, layers=3, heads=4, mlp=512, patch=4, action=ActionConfig("discrete", 5, ACTIONS)
             ),
             fps=10.0,
         ),
         data=DataConfig(path="data/sprites"),
         tokenizer=StageConfig(
-            steps=3000,
+            steps=1500,
             batch=16,
             frames=3,
             optim=OptimConfig(learning_rate=2e-3, warmup=100, ema=0.998),
@@ -49,7 +49,7 @@ def get_config() -> TrainConfig:
             steps=3000,
             batch=8,
             frames=24,
-            optim=OptimConfig(optimizer="muon", learning_rate=2e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
             log_every=50,
         ),
         refine=StageConfig(

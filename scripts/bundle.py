@@ -2,15 +2,18 @@
 
     python scripts/bundle.py runs/pong --data data/pong --name pong
 
+The README shows the scores between ``<!-- scores NAME -->`` and ``<!-- /scores NAME -->``.
 The clips are ``CLIPS`` pieces of ``KNOWN + NEW`` frames from the middle of evenly spaced held-out records:
 a rule, not a choice.
 """
 
 import argparse
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +21,10 @@ import worldsim
 from worldsim.checkpoint import load_world, save_world
 from worldsim.data.episode import Episode
 from worldsim.data.source import open_source
+from worldsim.data.sprites import SpriteConfig
 from worldsim.demo import KNOWN, NEW, play, score
 from worldsim.evaluate.pong import ball
+from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
 from worldsim.generate.requests import Generated
 from worldsim.ops.scores import PSNR_CAP, psnr
@@ -30,7 +35,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIPS, LIMIT = 8, 16 * 2**20
 HORIZONS = (4, 8, 16, 32)
 RATIOS = ("seam_ratio", "jerk_ratio", "motion_ratio", "peak_ratio", "peak_ratio_real")
-START, END = "<!-- scores -->\n", "<!-- /scores -->"
 
 
 def held_out(data: str, *, fps: float) -> dict[str, np.ndarray]:
@@ -72,6 +76,43 @@ def ball_scores(
     return out
 
 
+def sprite_scores(
+    made: Mapping[str, Sequence[Generated]], held: Sequence[Clip], config: SpriteConfig, within: float = 1.0
+) -> dict[str, dict[str, float]]:
+    """For the demo's two extensions: of the sprites that can be read in the truth, the share that is there
+    with its colour and shape and within some pixels of its place."""
+    out = {}
+    for verb in ("forward", "backward"):
+        new = slice(KNOWN, KNOWN + NEW) if verb == "forward" else slice(NEW - 1, None, -1)
+        there, right = [], []
+        for clip, one in zip(held, made[verb], strict=True):
+            truth, drawn = (read_sprites(part.frames[new], config) for part in (clip, one.clip))
+            near = np.abs(truth.place - drawn.place).max(-1) <= within
+            there.append(truth.certain)
+            right.append(truth.certain & drawn.seen & near & (truth.shape == drawn.shape))
+        counts = [np.stack(part) for part in (right, there)]
+        rates = {str(h): counts[0][:, :h].sum() / counts[1][:, :h].sum() for h in HORIZONS}
+        out[f"sprites_{verb}"] = {key: round(float(value), 3) for key, value in rates.items()}
+    return out
+
+
+def game_scores(
+    source: Mapping[str, Any], world: World, made: Mapping[str, Sequence[Generated]], held: Sequence[Clip]
+) -> dict[str, dict[str, float]]:
+    """What can be read from the frames of a game or a toy that is known by its data's source."""
+    if source.get("game") == "pong":
+        return ball_scores(made, held, world.statistics["median"])
+    fields = {field.name for field in dataclasses.fields(SpriteConfig)}
+    if fields <= set(source):
+        return sprite_scores(made, held, SpriteConfig(**{name: source[name] for name in fields}))
+    return {}
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines in the README that a world's scores stand between."""
+    return f"<!-- scores {name} -->\n", f"<!-- /scores {name} -->"
+
+
 def scores_of(report: dict, ceiling: float) -> dict:
     """What the provenance keeps of a demo's report: ratios, and means over the first frames."""
     kept = {
@@ -102,10 +143,11 @@ def table(name: str, scores: dict) -> str:
         for label, key in ((f"**{title}**", mine), (other, baseline)):
             cells = [f"{scores[key][str(h)]:.1f}" if str(h) in scores[key] else "" for h in HORIZONS]
             lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    for verb in ("forward", "backward"):
-        if rates := scores.get(f"ball_{verb}"):
-            cells = [f"{100 * rates[str(h)]:.0f} %" for h in HORIZONS]
-            lines.append(f"| ball within 3 pixels, {verb} | " + " | ".join(cells) + " |")
+    for key, label in (("ball", "ball within 3 pixels"), ("sprites", "sprites within 1 pixel, true shape")):
+        for verb in ("forward", "backward"):
+            if rates := scores.get(f"{key}_{verb}"):
+                cells = [f"{100 * rates[str(h)]:.0f} %" for h in HORIZONS]
+                lines.append(f"| {label}, {verb} | " + " | ".join(cells) + " |")
     ratios = ", ".join(f"{r} {scores[f'{r}_ratio']:.2f}" for r in ("seam", "jerk", "motion"))
     lines += [
         "",
@@ -135,14 +177,14 @@ def main() -> None:
     world, held = worldsim.load(args.name), clips(args.name)
     made = play(world, held, world.dials(8, 1.0), note=print)
     scores = scores_of(score(made, held), tokenizer_psnr(world, held))
-    if (provenance["data"].get("source") or {}).get("game") == "pong":
-        scores |= ball_scores(made, held, world.statistics["median"])
+    scores |= game_scores(provenance["data"].get("source") or {}, world, made, held)
     hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]
     provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}, "scores": scores}
     save_world(folder, provenance=provenance, **store)
     readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    before, after = text.index(START) + len(START), text.index(END)
+    start, end = marks(args.name)
+    before, after = text.index(start) + len(start), text.index(end)
     readme.write_text(text[:before] + table(args.name, scores) + text[after:], "utf-8")
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > LIMIT:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from worldsim import demo
+from worldsim.checkpoint import bundled_worlds
 from worldsim.data.video import read_video
 from worldsim.worlds import clips
 
@@ -59,10 +60,11 @@ def test_the_summary_says_how_many_loops_have_a_ratio(made):
     assert "seam none (of 0 loops), jerk 1.50 (of 7 loops), peak" in demo.summary(report)
 
 
-def test_the_readme_shows_the_scores_that_came_with_the_world():
+@pytest.mark.parametrize("name", bundled_worlds())
+def test_the_readme_shows_the_scores_that_came_with_a_world(name):
     import worldsim
-    from scripts.bundle import END, ROOT, START, table
+    from scripts.bundle import ROOT, marks, table
 
-    text = (ROOT / "README.md").read_text("utf-8")
-    shown = text[text.index(START) + len(START) : text.index(END)]
-    assert shown == table("pong", worldsim.load("pong").provenance["scores"])
+    text, (start, end) = (ROOT / "README.md").read_text("utf-8"), marks(name)
+    shown = text[text.index(start) + len(start) : text.index(end)]
+    assert shown == table(name, worldsim.load(name).provenance["scores"])

@@ -31,6 +31,7 @@ PARAM_RULES: Rules = (
     (r"(action|conditions/\w+)/table", (None, "embed")),
     (r"(action|conditions/\w+)/null", ("embed",)),
     (r"transformer/layers/\d+/attention/(query|key|value)/kernel", ("embed", "heads")),
+    (r"transformer/layers/\d+/attention/(query|key)/bias", ("heads",)),
     (r"transformer/layers/\d+/attention/out/kernel", ("heads", "embed")),
     (r"transformer/layers/\d+/mlp/up/kernel", ("embed", "mlp")),
     (r"transformer/layers/\d+/mlp/down/kernel", ("mlp", "embed")),
