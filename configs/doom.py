@@ -56,10 +56,10 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=4000,
+            steps=2000,
             batch=8,
             frames=24,
-            optim=OptimConfig(optimizer="muon", learning_rate=2e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
             log_every=20,
         ),
         tokenizer_loss=TokenizerLossConfig(crop=32, rarity=4.0, commitment=0.1, continuous=0.4, soft=0.0),
