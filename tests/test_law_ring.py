@@ -205,9 +205,48 @@ def test_relations_never_hide_a_visible_pair():
         ids[ids[..., 0] == PADDING] = rng.integers(-1, 50, 3) * [0, 1, 1] + [PADDING, 0, 0]
         tiles = tiled.cut_ids(jnp.asarray(ids, jnp.int32), 8)
         said = np.asarray(tiled.relations(tiles, tiles))
+        nearer = np.asarray(tiled.relations(tiles, tiles, part=2))
         pairs = np.asarray(visible(ids, ids))[0].reshape(8, 8, 8, 8).swapaxes(1, 2)
-        assert not pairs[said == tiled.NOTHING].any()
-        assert pairs[said == tiled.ALL].all()
+        for found in (said, nearer):
+            assert not pairs[found == tiled.NOTHING].any()
+            assert pairs[found == tiled.ALL].all()
+        assert (nearer == said)[said != tiled.SOME].all()
         for kind in counts:
             counts[kind] += int((said == kind).sum())
     assert min(counts.values()) > 10, counts
+
+
+def test_parts_that_are_chunks_tell_what_whole_tiles_do_not():
+    """Tiles of four chunks on two devices. Queries see no other chunk's, whatever lies between; and the end
+    of one clip beside the start of the next sees no more than each of them alone."""
+    chunk, tile = 4, 16
+
+    def tiles(chunks):
+        ids = np.repeat(np.asarray(chunks), chunk, axis=0)[None]
+        return tiled.cut_ids(jnp.asarray(ids, jnp.int32), tile, repeat=2)
+
+    even, odd = (tiles([(0, 2 * i + odd, QUERY) for i in range(4)]) for odd in (0, 1))
+    assert tiled.relations(even, odd).item() == tiled.SOME
+    assert tiled.relations(even, odd, part=chunk).item() == tiled.NOTHING
+    assert tiled.relations(even, even, part=chunk).item() == tiled.SOME
+    seam = tiles([(0, 8, KNOWN), (0, 9, KNOWN), (1, 0, KNOWN), (1, 1, KNOWN)])
+    after = tiles([(1, i, KNOWN) for i in range(2, 6)])
+    assert tiled.relations(seam, after).item() == tiled.SOME
+    assert tiled.relations(seam, after, part=chunk).item() == tiled.NOTHING
+    assert tiled.relations(after, seam, part=chunk).item() == tiled.SOME
+    assert tiled.relations(after, seam[:, :, :, 8:16], part=chunk).item() == tiled.ALL
+
+
+def test_tiles_of_chunks_are_exact_on_two_devices():
+    """Chunks of 16 tokens in tiles of 32: both streams in stripes, and what sees nothing is left out."""
+    order = np.arange(12).reshape(-1, 2).T.repeat(16, axis=1)
+    ids = np.concatenate([np.stack([order * 0, order, order * 0 + s], -1) for s in (KNOWN, QUERY)], axis=1)
+    ids = np.stack([ids.reshape(TOKENS, 3)] * BATCH).astype(np.int32)
+    args = tokens(1)
+    want = exact(*args, ids)
+    for strategy in ("ring", "allgather"):
+        with jax.set_mesh(make_mesh({"context": 2})):
+            attend = functools.partial(attention.attend, strategy=strategy, tile=32, unit=16)
+            run = lambda q, k, v, ids, attend=attend: jax.vjp(lambda *x: attend(*x, ids, ids), q, k, v)
+            found = jax.jit(lambda q, k, v, do, ids, run=run: (lambda o, b: (o, *b(do)))(*run(q, k, v, ids)))
+            assert max(errors(found(*args, ids), want)) < 2e-6, strategy

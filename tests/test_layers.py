@@ -18,7 +18,7 @@ ROWS = {
     "models": 3,
     **dict.fromkeys(("data", "checkpoint"), 4),
     "generate": 5,
-    **dict.fromkeys(("train", "evaluate"), 6),
+    **dict.fromkeys(("train", "evaluate", "bench"), 6),
     **dict.fromkeys(("", "cli", "demo", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {

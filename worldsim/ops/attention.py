@@ -9,6 +9,7 @@ Nothing but the reference holds the scores of all pairs.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import reduce
@@ -28,9 +29,13 @@ __all__ = ["KNOWN", "PADDING", "QUERY", "attend", "attend_block", "merge", "refe
 STRATEGIES = ("local", "ring", "allgather")
 """Where the keys are that a query reads: on its own device, passed round, or brought to all devices."""
 
-TILE_SCORES = 2**19
+TILE_SCORES = 2**18
 """Scores that a pair of tiles should have over all rows and heads: large enough to keep the arithmetic busy,
 small enough to stay in a cache (measured on CPUs)."""
+
+
+LEAST_PART = 16
+"""Tokens below which to look at the ids of parts of tiles costs more than it saves."""
 
 
 def attend(
@@ -55,7 +60,8 @@ def attend(
         to all, which is faster while they fit.
       tile: tokens whose scores with as many others are in memory at a time. None chooses by the number of
         rows and heads.
-      unit: tokens of a chunk; tiles that are chosen are whole chunks, so that few of them need a mask.
+      unit: tokens of a chunk; tiles that are chosen are whole chunks, so that few of them need a mask, and
+        what they see is told chunk by chunk.
 
     Returns:
       In the queries' dtype; sums run in float32.
@@ -68,10 +74,13 @@ def attend(
     if strategy != "local" and mesh.empty:
         raise ValueError(f"attend: {strategy!r} needs a mesh with an axis 'context'; call jax.set_mesh.")
     if mesh.empty or mesh.size == 1:
-        return _padded(Ring(*_tiles(q, k, tile, unit=unit)), q, k, v, q_ids, k_ids)[0]
+        tiles = tile_sizes(q, k, tile, unit=unit)
+        return _padded(Ring(*tiles, part=part_size(unit, *tiles)), q, k, v, q_ids, k_ids)[0]
     spread = context_size() if strategy != "local" else 1
-    tiles = _tiles(q, k, tile, unit=unit, spread=spread, copies=mesh.size // spread)
-    ring = Ring(*tiles, "context", spread, gather=strategy == "allgather") if spread > 1 else Ring(*tiles)
+    tiles = tile_sizes(q, k, tile, unit=unit, spread=spread, copies=mesh.size // spread)
+    ring = Ring(*tiles, part=part_size(unit, *tiles))
+    if spread > 1:
+        ring = dataclasses.replace(ring, axis="context", size=spread, gather=strategy == "allgather")
     tokens, ids = _specs(mesh, q, k, spread=spread > 1)
     shards = jax.shard_map(
         lambda *args: _padded(ring, *args)[0],
@@ -100,7 +109,7 @@ def attend_block(
     Returns:
       The output in float32 (zero where a row sees nothing) and the log-sum-exp of the row's scores.
     """
-    return _padded(Ring(*_tiles(q, k, None), exact=True), q, k, v, q_ids, k_ids)
+    return _padded(Ring(*tile_sizes(q, k, None), exact=True), q, k, v, q_ids, k_ids)
 
 
 def merge(
@@ -134,21 +143,24 @@ def reference(
     return jnp.einsum("bhnm,bmhe->bnhe", weights / jnp.where(total > 0, total, 1.0), v)
 
 
-def _check(q: Array, k: Array, strategy: str) -> None:
-    if strategy not in STRATEGIES:
-        raise ValueError(f"attend: strategy {strategy!r}; take one of {list(STRATEGIES)}.")
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"attend: {q.shape[2]} query heads don't divide by {k.shape[2]} key heads; give a divisor."
-        )
-
-
-def _tiles(
-    q: Array, k: Array, tile: int | None, *, unit: int = 1, spread: int = 1, copies: int = 1
+def tile_sizes(
+    q: Array | jax.ShapeDtypeStruct,
+    k: Array | jax.ShapeDtypeStruct,
+    tile: int | None,
+    *,
+    unit: int = 1,
+    spread: int = 1,
+    copies: int = 1,
 ) -> tuple[int, int]:
-    """Queries and keys per tile: as asked for, or so that a pair has about :data:`TILE_SCORES`.
+    """Queries and keys per tile: as asked for, or squares of about :data:`TILE_SCORES`.
 
     Few queries take many keys at once: what one tile holds needs no loop.
+
+    Args:
+      q, k: queries and keys, or their shapes.
+      tile, unit: as in :func:`attend`.
+      spread: devices that the tokens are spread over.
+      copies: parts that rows and heads are split into.
     """
     n, m = -(-q.shape[1] // spread), -(-k.shape[1] // spread)
     if tile is not None:
@@ -157,7 +169,23 @@ def _tiles(
     side = 2 ** max(5, round(math.log2(TILE_SCORES / heads) / 2))
     side = max(1, round(side / unit)) * unit
     rows = min(side, n)
-    return rows, min(max(side, TILE_SCORES // (heads * rows)), m)
+    wide = side if rows == side else max(side, 2 * TILE_SCORES // (heads * rows))
+    return rows, min(wide, m)
+
+
+def part_size(unit: int, rows: int, columns: int) -> int | None:
+    """Tokens of a tile whose ids are looked at together: a chunk, where tiles are made of them."""
+    part = math.gcd(unit, rows, columns)
+    return part if part >= LEAST_PART else None
+
+
+def _check(q: Array, k: Array, strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"attend: strategy {strategy!r}; take one of {list(STRATEGIES)}.")
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"attend: {q.shape[2]} query heads don't divide by {k.shape[2]} key heads; give a divisor."
+        )
 
 
 def _padded(ring: Ring, q: Array, k: Array, v: Array, q_ids: Array, k_ids: Array) -> tuple[Array, Array]:

@@ -37,6 +37,7 @@ class Ring:
       size: devices on that axis.
       gather: bring all keys and values to every device at once instead of passing them round.
       exact: give outputs in float32, for merging, and not in the queries' dtype.
+      part: tokens whose ids are looked at together to see which tiles can be left out; they divide a tile.
     """
 
     rows: int
@@ -45,6 +46,7 @@ class Ring:
     size: int = 1
     gather: bool = False
     exact: bool = False
+    part: int | None = None
 
     def pass_on(self, x: Any) -> Any:
         """Each device's arrays, now with its right neighbour."""
@@ -100,10 +102,10 @@ def _forward(ring: Ring, q, k, v, q_ids, k_ids):
         def hop(carry, _):
             columns, sums = carry
             coming = ring.pass_on(columns)
-            return (coming, tiled.block_forward(rows, columns, sums)), None
+            return (coming, tiled.block_forward(rows, columns, sums, part=ring.part)), None
 
         (columns, sums), _ = jax.lax.scan(hop, (columns, sums), length=ring.size - 1)
-    out, lse = tiled.finish(tiled.block_forward(rows, columns, sums))
+    out, lse = tiled.finish(tiled.block_forward(rows, columns, sums, part=ring.part))
     out = tiled.join_rows(out, ring.rows)
     out = out if ring.exact else out.astype(q.dtype)
     lse = tiled.join_rows(lse[..., None], ring.rows)[..., 0]
@@ -130,19 +132,19 @@ def _backward(ring: Ring, kept, cotangents):
 def _around(ring: Ring, rows: Rows, columns: Columns, dq):
     """The gradients of queries, and those of this device's own keys and values."""
     if ring.size == 1 or ring.gather:
-        dq, *dkv = tiled.block_backward(rows, columns, dq)
+        dq, *dkv = tiled.block_backward(rows, columns, dq, part=ring.part)
         return dq, ring.hand_back(dkv) if ring.size > 1 else dkv
 
     def hop(carry, _):
         columns, dq, late = carry
         arrived = ring.pass_on(late)
-        dq, *dkv = tiled.block_backward(rows, columns, dq)
+        dq, *dkv = tiled.block_backward(rows, columns, dq, part=ring.part)
         return (ring.pass_on(columns), dq, jax.tree.map(jnp.add, arrived, dkv)), None
 
     late = [tiled.zeros(columns.k), tiled.zeros(columns.v)]
     (columns, dq, late), _ = jax.lax.scan(hop, (columns, dq, late), length=ring.size - 1)
     arrived = ring.pass_on(late)
-    dq, *dkv = tiled.block_backward(rows, columns, dq)
+    dq, *dkv = tiled.block_backward(rows, columns, dq, part=ring.part)
     return dq, ring.pass_on(jax.tree.map(jnp.add, arrived, dkv))
 
 

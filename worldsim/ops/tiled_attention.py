@@ -98,12 +98,22 @@ def cut_ids(ids: Int[Array, "b n 3"], tile: int, *, repeat: int = 1) -> Int[Arra
     return jnp.tile(rearrange(ids, "b (i t) c -> i b c t", t=tile), (1, 1, 1, repeat))
 
 
-def relations(rows: Int[Array, "i b 3 r"], columns: Int[Array, "j b 3 c"]) -> Int[Array, "i j"]:
+def relations(
+    rows: Int[Array, "i b 3 r"], columns: Int[Array, "j b 3 c"], *, part: int | None = None
+) -> Int[Array, "i j"]:
     """What tiles of rows see of tiles of columns: :data:`NOTHING`, :data:`SOME` or :data:`ALL`.
 
-    Read from the least and greatest ids of each tile. It may say ``SOME`` where a look at every pair would
-    say ``NOTHING`` or ``ALL``, never the reverse; a batch has the relation of its rows together.
+    Read from the least and greatest ids of each tile, or of each ``part`` of it: so many tokens, which divide
+    both tiles. It may say ``SOME`` where a look at every pair would say ``NOTHING`` or ``ALL``, never the
+    reverse: a tile with the end of one clip and the start of the next seems to hold all orders of both, and
+    chunks of two devices' stripes overlap. Parts that are chunks don't. A batch has the relation of its rows
+    together.
     """
+    if part:
+        cut = lambda ids: rearrange(ids, "i b c (p t) -> (i p) b c t", t=part)
+        said = relations(cut(rows), cut(columns))
+        said = rearrange(said, "(i p) (j s) -> i j (p s)", i=rows.shape[0], j=columns.shape[0])
+        return jnp.where(said.min(-1) == ALL, ALL, jnp.minimum(said.max(-1), SOME))
     (low, high, full), (least, most, filled) = _bounds(rows, 1), _bounds(columns, 0)
 
     def overlap(axis: int) -> Bool[Array, "i j b"]:
@@ -170,8 +180,15 @@ def _dot(pattern: str, *x: Array) -> Array:
     return jnp.einsum(pattern, *x, preferred_element_type=jnp.float32)
 
 
-def block_forward(rows: Rows, columns: Columns, sums: Sums) -> Sums:
-    """The sums with one more block of keys in them; ``rows.x`` is the queries."""
+def block_forward(rows: Rows, columns: Columns, sums: Sums, *, part: int | None = None) -> Sums:
+    """The sums with one more block of keys in them.
+
+    Args:
+      rows: ``x`` is the queries.
+      columns: the block.
+      sums: of the blocks before.
+      part: of :func:`relations`.
+    """
 
     def visit(i, j, sums, masked):
         (q,), q_ids = _pick(rows.x, i), rows.ids[i]
@@ -186,11 +203,11 @@ def block_forward(rows: Rows, columns: Columns, sums: Sums) -> Sums:
         out = old.out * fade[..., None] + _dot("bgrc,bgce->bgre", weights.astype(kv.v.dtype), kv.v)
         return _put(sums, Sums(out, peak, old.total * fade + weights.sum(-1)), i)
 
-    return _over_pairs(relations(rows.ids, columns.ids), visit, sums)
+    return _over_pairs(relations(rows.ids, columns.ids, part=part), visit, sums)
 
 
 def block_backward(
-    rows: Rows, columns: Columns, dq: Float[Array, "i b g e r"]
+    rows: Rows, columns: Columns, dq: Float[Array, "i b g e r"], *, part: int | None = None
 ) -> tuple[Float[Array, "i b g e r"], Float[Array, "j b g c e"], Float[Array, "j b g c e"]]:
     """What one block of keys adds to the gradients.
 
@@ -200,6 +217,7 @@ def block_backward(
       columns: the block.
       dq: gradient of the queries so far, its rows last, so that no product runs over the first axis of a
         matrix (on CPUs those take twice as long).
+      part: of :func:`relations`.
 
     Returns:
       ``dq`` with this block's part, and the block's own dk and dv, in float32.
@@ -224,7 +242,7 @@ def block_backward(
         dq = _put(dq, _pick(dq, i) + more_q, i)
         return dq, (_put(dk, _pick(dk, j) + more_k, j), _put(dv, _pick(dv, j) + more_v, j))
 
-    dq, (dk, dv) = _over_pairs(relations(rows.ids, columns.ids), visit, (dq, empty))
+    dq, (dk, dv) = _over_pairs(relations(rows.ids, columns.ids, part=part), visit, (dq, empty))
     return dq, dk, dv
 
 

@@ -1,0 +1,199 @@
+"""Benchmarks: the form of their rows, the order of their cases, and what they count by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from worldsim import cli
+from worldsim.bench import child, layouts, ring, rivals, rows
+from worldsim.ops import attention
+from worldsim.ops.visible import PADDING, visible
+
+TINY = ring.Sizes(tokens=512, streams=256, dense=64, chunk=8, heads=1, width=8, rounds=1)
+FOUND = {
+    "rows": [
+        rows.Row("fast_8", 2.0, "CPU s", baseline=5.0, floor=1.23456789, note="bar: none").plain(),
+        rows.Row("missing", None, "CPU s").plain(),
+    ],
+    "machine": {"cores": 2, "load": None},
+}
+
+
+def test_a_row_says_how_many_times_less_it_takes():
+    fast, missing = FOUND["rows"]
+    assert fast == {
+        "name": "fast_8",
+        "value": 2.0,
+        "unit": "CPU s",
+        "baseline": 5.0,
+        "ratio": 2.5,
+        "floor": 1.235,
+        "note": "bar: none",
+    }
+    assert missing == dict.fromkeys(rows.COLUMNS) | {"name": "missing", "unit": "CPU s"}
+
+
+def test_the_verb_prints_a_table_or_json(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(child, "measure", lambda what, *, quick: asked.append((what, quick)) or FOUND)
+    cli.main(["bench", "ring", "--json", "--quick"])
+    told = capsys.readouterr().out
+    assert json.loads(told, parse_constant=pytest.fail) == FOUND
+    assert told.count("\n") == 1
+    cli.main(["bench", "ring"])
+    head, fast, note, missing, machine = capsys.readouterr().out.splitlines()
+    assert head.split() == list(rows.COLUMNS)
+    assert fast.split() == ["fast_8", "2", "CPU", "s", "5", "2.5", "1.235"]
+    assert note.strip() == "bar: none"
+    assert missing.split() == ["missing", "-", "CPU", "s", "-", "-", "-"]
+    assert machine == "cores 2, load None"
+    assert asked == [("ring", True), ("ring", False)]
+
+
+def test_a_figure_that_is_no_number_is_refused():
+    with pytest.raises(ValueError):
+        rows.as_json([rows.Row("bad", float("nan"), "s").plain()], {})
+
+
+def test_cases_run_in_turns_forth_and_back():
+    """Costs are 1, 2, 3 ... seconds in the order of the runs; the medians are those of each case's own."""
+    ran, seconds = [], [0.0]
+
+    def case(name):
+        ran.append(name)
+        seconds[0] += len(ran)
+
+    cases = {name: lambda name=name: case(name) for name in "abc"}
+    found = rows.interleaved(cases, rounds=3, clock=lambda: seconds[0])
+    assert "".join(ran) == "abccbaabc"
+    assert found == {"a": 6, "b": 5, "c": 4}
+
+
+def test_visible_pairs_are_those_of_the_law():
+    rng = np.random.default_rng(0)
+    kinds = [
+        layouts.causal(40),
+        layouts.causal(40, clips=[3, 30, 7]),
+        layouts.two_streams(64, 4, 2),
+        rng.integers((PADDING, 0, 0), (2, 5, 2), (50, 3)).astype(np.int32),
+    ]
+    for ids in kinds:
+        assert layouts.visible_pairs(ids) == int(visible(*[jnp.asarray(ids)[None]] * 2).sum())
+    assert layouts.visible_pairs(kinds[0]) == 40 * 41 // 2
+
+
+def test_two_streams_lie_known_first_on_each_device():
+    """Chunks of one token on two devices: 0 and 2 on the first, 1 and 3 on the second."""
+    assert layouts.two_streams(8, 1, 2).tolist() == [
+        *([0, 0, 0], [0, 2, 0], [0, 0, 1], [0, 2, 1]),
+        *([0, 1, 0], [0, 3, 0], [0, 1, 1], [0, 3, 1]),
+    ]
+
+
+def test_balance_by_hand():
+    """Eight tokens on two devices, tiles of one token.
+
+    Contiguous: device 0 has its triangle of 10 pairs and then nothing, device 1 its 10 and then all 16.
+    In stripes of one: triangles of 10 each; then device 0 (0 2 4 6) sees 0 + 1 + 2 + 3 pairs of 1 3 5 7, and
+    device 1 sees 1 + 2 + 3 + 4 of 0 2 4 6.
+    """
+    ids = layouts.causal(8)
+    contiguous = layouts.work(ids, 2, 1, 1)
+    assert contiguous.tolist() == [[10, 10], [0, 16]]
+    assert layouts.balance(contiguous) == (10 + 8) / (10 + 16)
+    stripes = layouts.work(ids[layouts.places(8, 1, 2)], 2, 1, 1)
+    assert stripes.tolist() == [[10, 10], [6, 10]]
+    assert layouts.balance(stripes) == (10 + 8) / (10 + 10)
+
+
+def test_four_clips_share_no_tile():
+    """Clips of 2, 2, 1 and 3 tokens: triangles of 3, 3, 1 and 6 pairs."""
+    work = layouts.work(layouts.causal(8, clips=[2, 2, 1, 3]), 1, 1, 1)
+    assert work.tolist() == [[3 + 3 + 1 + 6]]
+
+
+@pytest.fixture
+def bench():
+    used = ring.devices()
+    mesh = ring.make_mesh({"context": len(used)}, devices=used)
+    return ring.Bench(TINY, mesh, iter(range(10**6)).__next__, "ticks", lambda: None, 1e9)
+
+
+def test_balance_counts_the_tiles_that_attention_takes(bench, monkeypatch):
+    """Tiles of a chunk: the triangle of each hop's shards, with or without its diagonal."""
+    monkeypatch.setattr(attention, "tile_sizes", lambda *_, **__: (8, 8))
+    one, four = ring.balance_rows(bench)
+    each = [[36 - 8 * (device < hop) for device in range(8)] for hop in range(8)]
+    assert bench.parts == 8
+    assert one.name == "balance_one_clip_8"
+    assert one.value == pytest.approx(np.mean(each, 1).sum() / np.max(each, 1).sum())
+    assert 0 < four.value <= 1
+
+
+def test_without_ringattention_its_rows_say_so(bench, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ringattention", None)
+    found = {row.name: row.plain() for row in ring.long_rows(bench)}
+    assert list(found) == [
+        *("ratio_over_ringattention_512_8", "ratio_over_allgather_512_8", "temp_mib_512_8"),
+        "growth_1k_over_512",
+    ]
+    row = found["ratio_over_ringattention_512_8"]
+    assert row["baseline"] is row["ratio"] is None
+    assert row["value"] > 0
+    assert "pip install 'worldsim[bench]'" in row["note"]
+    assert found["ratio_over_allgather_512_8"]["ratio"] > 0
+    assert found["temp_mib_512_8"]["value"] > 0
+    assert not hasattr(jax.lib, "xla_bridge")
+
+
+def test_a_ringattention_that_is_wrong_shows(bench, monkeypatch):
+    """One in the package's place that is ours but for a tenth of its values."""
+
+    def near(q, k, v, *_):
+        order = jax.lax.axis_index("context") * q.shape[1] + np.arange(q.shape[1])
+        ids = jnp.stack([order * 0, order, order * 0], -1)[None].astype("int32")
+        every = [jax.lax.all_gather(x, "context", axis=1, tiled=True) for x in (k, v, ids)]
+        return attention.reference(q, *(every[:2]), ids, every[2]) * scale
+
+    monkeypatch.setitem(sys.modules, "ringattention", types.SimpleNamespace(ringattention_jax=near))
+    theirs, why = rivals.ringattention()
+    assert not why
+    scale = 1.0
+    assert ring.difference(bench, theirs) < 2e-6
+    scale = 1.1
+    assert ring.difference(bench, theirs) == pytest.approx(0.1 / 1.1, rel=0.02)
+
+
+def test_the_process_has_its_devices_whatever_the_shell_says():
+    given = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_dump_to=x", "PYTHONPATH": "there"}
+    flags = child.environment(given)["XLA_FLAGS"].split()
+    assert [flag for flag in flags if "device_count" in flag] == ["--xla_force_host_platform_device_count=8"]
+    assert "--xla_dump_to=x" in flags
+    assert child.environment(given)["PYTHONPATH"].endswith("there")
+
+
+def test_a_process_that_fails_is_told_of(monkeypatch):
+    ran = subprocess.CompletedProcess([], 3, stdout="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ran)
+    with pytest.raises(RuntimeError, match="bench ring: its process ended with status 3"):
+        child.measure("ring")
+
+
+@pytest.mark.slow
+def test_a_benchmark_runs_in_its_process(monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    cli.main(["bench", "ring", "--json", "--quick"])
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    names = {row["name"]: row for row in found["rows"]}
+    assert found["machine"]["devices"] == 8
+    for name in ("balance_one_clip_8", "balance_four_clips_8"):
+        assert 0.8 < names[name]["value"] <= 1
+    assert all(set(rows.COLUMNS) <= set(row) for row in found["rows"])

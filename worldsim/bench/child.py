@@ -1,0 +1,63 @@
+"""Where a benchmark runs: a process of its own, whose CPU is many devices where the machine has but one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DEVICES = 8
+"""As how many devices the CPU poses."""
+
+PATIENCE = 3600
+"""Seconds that a device waits for another: where they share few cores XLA's own 40 can end a healthy run."""
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the process: those given, with simulated devices and this very package."""
+    ours = {
+        "--xla_force_host_platform_device_count": DEVICES,
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds": PATIENCE,
+        "--xla_cpu_collective_call_terminate_timeout_seconds": PATIENCE,
+    }
+    kept = [flag for flag in given.get("XLA_FLAGS", "").split() if flag.partition("=")[0] not in ours]
+    flags = " ".join([*kept, *(f"{name}={value}" for name, value in ours.items())])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [given.get("PYTHONPATH")])])
+    return {**given, "XLA_FLAGS": flags, "PYTHONPATH": path}
+
+
+def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
+    """Run a benchmark in its process.
+
+    Args:
+      what: ``ring``.
+      quick: small sizes, to see that it runs; its figures say little.
+
+    Returns:
+      ``rows`` and ``machine``, as :func:`worldsim.bench.rows.as_json` writes them.
+
+    Raises:
+      RuntimeError: the process failed; it has said why on stderr.
+    """
+    command = [sys.executable, "-m", "worldsim.bench.child", what, *(["quick"] if quick else [])]
+    ran = subprocess.run(command, env=environment(os.environ), stdout=subprocess.PIPE, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"bench {what}: its process ended with status {ran.returncode}; see above.")
+    return json.loads(ran.stdout)
+
+
+def main(words: list[str]) -> None:
+    """Measure here, and write what was found as one line of JSON to stdout."""
+    from worldsim.bench import ring
+    from worldsim.bench.rows import as_json
+
+    rows, machine = ring.measure(ring.QUICK if "quick" in words else ring.FULL)
+    sys.stdout.write(as_json([row.plain() for row in rows], machine) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
