@@ -151,7 +151,7 @@ def striped(bench: Bench, tokens: int) -> np.ndarray:
 def difference(bench: Bench, theirs: Callable[..., Any]) -> float:
     """Relative root mean square between the package ringattention and ours, outputs and gradients."""
     tokens = bench.sizes.chunk * bench.parts * 2
-    block = (bench.sizes.chunk,) * 2
+    block = bench.sizes.chunk, bench.sizes.chunk
     place = layouts.places(tokens, bench.sizes.chunk, bench.parts)
     args, ids = bench.arrays(bench.mesh, tokens), bench.ids(striped(bench, tokens))
     want = compiled(bench.mesh, partial(rivals.attend, theirs=theirs, blocks=block), *args)(*args)
@@ -164,12 +164,13 @@ def difference(bench: Bench, theirs: Callable[..., Any]) -> float:
 def best_blocks(bench: Bench, theirs: Callable[..., Any], tokens: int) -> tuple[int, int]:
     """The blocks with which the package ringattention is fastest at so many tokens."""
     args, shard = bench.arrays(bench.mesh, tokens), tokens // bench.parts
+    tried = {f"{i}x{j}": (min(i, shard), min(j, shard)) for i, j in rivals.BLOCKS}
     cases = {}
-    for blocks in {(min(i, shard), min(j, shard)) for i, j in rivals.BLOCKS}:
+    for name, blocks in tried.items():
         attend = partial(rivals.attend, theirs=theirs, blocks=blocks)
-        cases[blocks] = ready(compiled(bench.mesh, attend, *args), *args)
+        cases[name] = ready(compiled(bench.mesh, attend, *args), *args)
     costs, _ = bench.costs(cases)
-    return min(costs, key=lambda blocks: costs[blocks])
+    return tried[min(costs, key=costs.__getitem__)]
 
 
 def long_rows(bench: Bench) -> list[Row]:
