@@ -47,7 +47,7 @@ def test_squares_depend_on_the_seed_alone():
     np.testing.assert_array_equal(draw(3, frames), draw(3, frames))
     np.testing.assert_array_equal(draw(3, frames)[:5], draw(3, frames[:5]))
     assert (draw(3, frames) != draw(4, frames)).any()
-    options = {"size": 16, "stride": 8, "seed": (0, 3), "first": 5}
+    options = {"size": 16, "stride": 8, "seed": (0, 3), "rows": range(5, 20)}
     rest = crop_batch({"frames": frames[5:]}, MEDIAN, np.ones((64, 48)), **options)
     np.testing.assert_array_equal(rest["corner"], draw(3, frames)[5:])
 

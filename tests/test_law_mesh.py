@@ -14,6 +14,7 @@ import tiny
 
 from worldsim.config import MixConfig, OptimConfig, StageConfig, TrainConfig
 from worldsim.data.arrays import ArraySource
+from worldsim.parallel.agreement import gather
 from worldsim.parallel.mesh import make_mesh
 from worldsim.parallel.placement import batch_sharding, place_batch
 from worldsim.parallel.sharding import by_path, param_shardings
@@ -53,9 +54,12 @@ def some_codes():
 
 
 @functools.cache
-def first_step(sizes=(), strategy="ring"):
-    """The loss and the gradients of the first batch on a mesh, and the compiled text."""
-    mesh = make_mesh(dict(sizes))
+def first_step(sizes=(), strategy="ring", *, order=None):
+    """The loss and the gradients of the first batch on a mesh, and the compiled text.
+
+    The devices are taken in their order or in another one; several processes do this together.
+    """
+    mesh = make_mesh(dict(sizes), devices=[jax.devices()[i] for i in order] if order else None)
     stage = dynamics_stage(some_config(), some_codes(), mesh=mesh, strategy=strategy)
     batch, rows = next(stage.batches(0)), stage.config.batch
     params = stage.init(jax.random.key(1))
@@ -71,6 +75,7 @@ def first_step(sizes=(), strategy="ring"):
         args = jax.device_put(params, where), placed
         compiled = grad.lower(*args).compile()
         (loss, _), grads = compiled(*args)
+        grads = gather(grads)
     return float(loss), {path: np.asarray(x) for path, x in by_path(grads).items()}, compiled.as_text()
 
 

@@ -171,7 +171,7 @@ def test_plans_are_a_function_of_seed_step_and_row():
     assert (first["times"] != other["times"]).any()
     half = plan_batch({name: a[:2] for name, a in clip.items()}, config, step=3)
     np.testing.assert_array_equal(half["times"], first["times"][:2])
-    rest = plan_batch({name: a[2:] for name, a in clip.items()}, config, step=3, first=2)
+    rest = plan_batch({name: a[2:] for name, a in clip.items()}, config, step=3, rows=(2, 3))
     np.testing.assert_array_equal(rest["times"], first["times"][2:])
 
 

@@ -64,6 +64,38 @@ def test_commands_exist_with_their_options(command, monkeypatch):
         )
 
 
+def test_launch_lines_have_options_that_exist(monkeypatch):
+    """Those for several machines: in scripts, in other shells' quotes, and in a manifest."""
+    launches = [
+        match
+        for language, code in BLOCKS
+        if language in ("sh", "yaml")
+        for match in re.findall(r"worldsim train ([^'#\n]+(?:\n +--[^\n#]+)*)", code.replace("\\\n", ""))
+    ]
+    assert len(launches) == 4
+    monkeypatch.chdir(ROOT)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        cli.main(["train", "configs/pong.py", "--help"])
+    for launch in launches:
+        assert launch.startswith("configs/pong.py --workdir ")
+        for option in re.findall(r"--[\w.-]+", launch):
+            assert re.search(rf"{option}(?![\w.-])", out.getvalue()), option
+
+
+def test_the_manifest_names_the_first_pod():
+    yaml = pytest.importorskip("yaml")
+    (code,) = (code for language, code in BLOCKS if language == "yaml")
+    service, job = yaml.safe_load_all(code)
+    pod = job["spec"]["template"]["spec"]
+    host = re.search(r"--coordinator (\S+):\d+", pod["containers"][0]["args"][0])[1]
+    assert host == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert f"--processes {job['spec']['completions']} " in pod["containers"][0]["args"][0]
+    assert job["spec"]["parallelism"] == job["spec"]["completions"]
+
+
 def test_make_targets_and_files_exist():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in {word for line in SHELL for word in re.findall(r"^make ([\w-]+)", line)}:

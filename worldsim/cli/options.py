@@ -112,6 +112,21 @@ class Making:
     overwrite: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Of which processes this is one; Slurm, Open MPI and Cloud TPU need none of it.
+
+    Attributes:
+      coordinator: host:port of process 0, which every process can reach.
+      processes: how many there are; 1 works alone, whatever launched it.
+      process: which of them this is, from 0.
+    """
+
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+
 def read_input(text: str, world: Any, *, resize: Literal["pad", "crop"] | None) -> Any:
     """A clip from a file or, as ``NAME:I``, from those bundled with a world; resized in that way, if any."""
     from worldsim.checkpoint import bundled_worlds

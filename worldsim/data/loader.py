@@ -7,7 +7,7 @@ Position is the step number and nothing else. All clip starts of all records are
 
 and a pass over the data is a pseudo-random permutation of those numbers, another one each epoch, so
 that every clip is equally likely. Place q of the global row is row ``q % batch`` of step
-``q // batch``; a process takes its slice of each batch. Nothing depends on threads, and resuming
+``q // batch``; a process takes its rows of each batch. Nothing depends on threads, and resuming
 needs no state.
 """
 
@@ -64,11 +64,11 @@ class Clips:
       skipped: records shorter than a clip.
     """
 
-    def __init__(self, source: Source, *, frames: int, batch: int, seed: int, part: tuple[int, int]) -> None:
+    def __init__(self, source: Source, *, frames: int, batch: int, seed: int, rows: Sequence[int]) -> None:
         starts = np.maximum(np.asarray(source.lengths) - frames + 1, 0)
         self._ends = np.cumsum(starts)
         self._source, self._frames, self._seed = source, frames, seed
-        self._batch, (self._first, self._local) = batch, part
+        self._batch, self._rows = batch, tuple(rows)
         self.count = int(starts.sum())
         self.skipped = int((starts == 0).sum())
 
@@ -77,8 +77,8 @@ class Clips:
 
     def locate(self, index: int) -> tuple[int, int]:
         """Record and first frame of this process's clip ``index``."""
-        step, row = divmod(int(index), self._local)
-        place = step * self._batch + self._first + row
+        step, row = divmod(int(index), len(self._rows))
+        place = step * self._batch + self._rows[row]
         clip = permute(place, self.count, seed=self._seed)
         record = int(np.searchsorted(self._ends, clip, side="right"))
         return record, clip - (int(self._ends[record - 1]) if record else 0)
@@ -107,8 +107,7 @@ class Loader:
         frames: int,
         batch: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         threads: int = 2,
     ) -> None:
         """Number the clips of ``source``.
@@ -116,21 +115,21 @@ class Loader:
         Args:
           frames: of a clip.
           batch: clips per step, over all processes.
-          process_index, process_count: this process's place in ``jax.process_count()``.
+          rows: numbers of those that this process reads of each batch; None reads all.
           threads: that read ahead; 0 reads when asked.
 
         Raises:
-          ValueError: no record is long enough, or the batch does not divide by the processes.
+          ValueError: no record is long enough, or rows that a batch does not have.
         """
-        if batch < 1 or frames < 1 or threads < 0 or not 0 <= process_index < process_count:
+        if batch < 1 or frames < 1 or threads < 0:
             raise ValueError(
-                f"Loader: frames {frames}, batch {batch}, threads {threads}, process {process_index} of "
-                f"{process_count}; frames and batch start at 1, threads at 0, processes count from 0."
+                f"Loader: frames {frames}, batch {batch}, threads {threads}; frames and batch start at 1, "
+                "threads at 0."
             )
-        if batch % process_count:
+        rows = range(batch) if rows is None else rows
+        if len(rows) == 0 or min(rows) < 0 or max(rows) >= batch:
             raise ValueError(
-                f"Loader: a batch of {batch} clips does not divide by {process_count} processes; "
-                f"try {max(1, batch // process_count) * process_count}."
+                f"Loader: rows {list(rows)} of a batch of {batch}; take some of 0 to {batch - 1}."
             )
         lengths = np.asarray(source.lengths)
         if not np.any(lengths >= frames):
@@ -139,11 +138,9 @@ class Loader:
                 f"Loader: no record has {frames} frames; there are {len(lengths)}, the longest has "
                 f"{longest}. Ask for clips of at most {longest} frames or store longer records."
             )
-        self.local = batch // process_count
+        self.local = len(rows)
         self._threads = threads
-        self._clips = Clips(
-            source, frames=frames, batch=batch, seed=seed, part=(process_index * self.local, self.local)
-        )
+        self._clips = Clips(source, frames=frames, batch=batch, seed=seed, rows=rows)
         self.epoch = self._clips.count / batch
         self.skipped = self._clips.skipped
 

@@ -80,6 +80,23 @@ def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[Any] |
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=found[:need])
 
 
+def training_mesh(mesh: Mesh | None) -> Mesh:
+    """The mesh to train on: the one given, or one device.
+
+    Raises:
+      ValueError: processes that would have no device in it, and nothing to do but to wait.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    idle = sorted(set(range(jax.process_count())) - {device.process_index for device in mesh.devices.flat})
+    if idle:
+        sizes = {name: size for name, size in mesh.shape.items() if size > 1}
+        raise ValueError(
+            f"A mesh of {sizes or 'one device'} leaves processes {idle} of {jax.process_count()} without a "
+            f"device; spread it over all {jax.device_count()}, such as by --mesh data=-1."
+        )
+    return mesh
+
+
 def compute_dtype() -> np.dtype:
     """What the models compute in: bfloat16 where the devices are made for it, else float32."""
     return jnp.dtype(jnp.bfloat16 if jax.default_backend() in ("gpu", "cuda", "rocm", "tpu") else jnp.float32)

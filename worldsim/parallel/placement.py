@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,16 +55,16 @@ def batch_sharding(mesh: Mesh | AbstractMesh, rows: int, *, sequence: bool = Fal
     return NamedSharding(mesh, PartitionSpec(wide if rows % ways(mesh, *wide) == 0 else axes))
 
 
-def local_rows(mesh: Mesh, rows: int, *, sequence: bool = False) -> tuple[int, int]:
-    """The first row that this process feeds, and how many.
+def local_rows(mesh: Mesh, rows: int, *, sequence: bool = False) -> tuple[int, ...]:
+    """The rows that this process feeds, ascending: those of which its devices hold a part.
 
+    They need not be neighbours: on a torus of TPUs a host's devices are not consecutive in the mesh.
     Processes that hold parts of the same sequences feed the same rows.
     """
     where = batch_sharding(mesh, rows, sequence=sequence)
     indices = where.addressable_devices_indices_map((rows, mesh.shape[CONTEXT])).values()
-    slices = [index[0].indices(rows) for index in indices if index is not None]
-    first, last = min(start for start, *_ in slices), max(stop for _, stop, _ in slices)
-    return first, last - first
+    held = {row for index in indices if index is not None for row in range(*index[0].indices(rows))}
+    return tuple(sorted(held))
 
 
 def place_batch(
@@ -76,14 +76,15 @@ def place_batch(
       ValueError: rows that don't divide over the devices, or another number of them than the process feeds.
     """
     where = batch_sharding(mesh, rows, sequence=sequence)
-    first, count = local_rows(mesh, rows, sequence=sequence)
-    wrong = {name: len(local) for name, local in batch.items() if len(local) != count}
+    mine = local_rows(mesh, rows, sequence=sequence)
+    wrong = {name: len(local) for name, local in batch.items() if len(local) != len(mine)}
     if wrong:
-        raise ValueError(f"This process feeds {count} rows of each batch of {rows}, and got {wrong}.")
+        raise ValueError(f"This process feeds {len(mine)} rows of each batch of {rows}, and got {wrong}.")
 
     def part(local: np.ndarray, index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(rows)
-        return local[(slice(start - first, stop - first), *index[1:])]
+        first = mine.index(start)
+        return local[(slice(first, first + stop - start), *index[1:])]
 
     return {
         name: jax.make_array_from_callback((rows, *local.shape[1:]), where, partial(part, local))
@@ -96,14 +97,12 @@ class Share:
     """What a process feeds of each batch.
 
     Attributes:
-      first: its first row.
-      rows: how many it feeds.
+      rows: numbers of the rows that it feeds.
       of: rows of the whole batch.
       parts: devices that a row's chunks are spread over.
     """
 
-    first: int
-    rows: int
+    rows: Sequence[int]
     of: int
     parts: int = 1
 
@@ -115,9 +114,9 @@ def share(mesh: Mesh | None, rows: int, *, sequence: bool = False) -> Share:
       ValueError: rows that don't divide over the devices.
     """
     if mesh is None:
-        return Share(0, rows, rows)
+        return Share(range(rows), rows)
     parts = mesh.shape[CONTEXT] if sequence else 1
-    return Share(*local_rows(mesh, rows, sequence=sequence), rows, parts)
+    return Share(local_rows(mesh, rows, sequence=sequence), rows, parts)
 
 
 def stripes(count: int, parts: int) -> Int[np.ndarray, "n"]:

@@ -44,13 +44,26 @@ def _is_key(value: Any) -> bool:
     return jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Any:
-    """The checkpoints of a stage, an Orbax ``CheckpointManager``; close it when done."""
+def open_checkpoints(folder: str | Path, *, keep: int = 2, alone: bool = False) -> Any:
+    """The checkpoints of a stage, an Orbax ``CheckpointManager``; close it when done.
+
+    Args:
+      folder: which all processes see.
+      keep: how many of the last ones.
+      alone: to read in this process whatever the others do; else all of them call this, and every method.
+    """
     import orbax.checkpoint as ocp
 
+    options: dict[str, Any] = {"max_to_keep": keep, "enable_async_checkpointing": True}
+    if alone:
+        index = jax.process_index()
+        processes = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process {index} alone"
+        )
+        options = {"create": False, "multiprocessing_options": processes}
     return ocp.CheckpointManager(
         Path(folder).absolute(),
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True),
+        options=ocp.CheckpointManagerOptions(**options),
         item_handlers={"state": ocp.StandardCheckpointHandler(), "config": ocp.JsonCheckpointHandler()},
     )
 
@@ -111,7 +124,7 @@ def restore_checkpoint(manager: Any, step: int, template: Any) -> Any:
 def load_checkpoint(
     folder: str | Path, *, step: int | None = None
 ) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    """A checkpoint with no template given, on the host: what a world's parts are exported from.
+    """A checkpoint with no template given, on this host alone: what a world's parts are exported from.
 
     Args:
       folder: of the checkpoints of one stage: ``WORKDIR/STAGE/checkpoints``.
@@ -126,7 +139,7 @@ def load_checkpoint(
     """
     steps: list[int] = []
     if Path(folder).is_dir():
-        with open_checkpoints(folder) as manager:
+        with open_checkpoints(folder, alone=True) as manager:
             steps = sorted(manager.all_steps())
             chosen = step if step is not None else max(steps, default=None)
             if chosen in steps:

@@ -16,6 +16,7 @@ from worldsim.data.arrays import ArraySource
 from worldsim.data.source import Source
 from worldsim.models.tokenizer import to_float
 from worldsim.models.world import split_module
+from worldsim.parallel.agreement import from_lead, meet
 
 _BLOCK = 64
 
@@ -68,28 +69,57 @@ def encode_source(
     """The source with codes in place of frames, kept at ``path`` for the next start.
 
     The file carries the tokenizer's config and hashes of its weights and of the source, and is made anew when
-    one of them changes. About one per cent of the frames' size: it stays in memory.
+    one of them changes. About one per cent of the frames' size: it stays in memory. Of several processes each
+    encodes its share, and the first one joins them; all call this.
 
     Args:
       source: records with ``frames`` and per-frame arrays beside them.
       config: of the world.
       params: of the tokenizer.
-      path: an ``.npz`` to write or read.
-      progress: called with records done and in all.
+      path: an ``.npz`` to write or read, where all processes see it.
+      progress: called with records done and in all, of this process.
 
     Returns:
       Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``: one row a chunk.
     """
     mark = f"{config.tokenizer} {params_hash(params)} {_source_hash(source)}"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            if str(stored["made_from"]) == mark:
-                return ArraySource({n: stored[n] for n in stored if n != "made_from"}, keys=None)
+    index, count = jax.process_index(), jax.process_count()
+    # The first process alone says whether to encode: another one might look when the file is just being made.
+    made = index == 0 and _is_made_from(path, mark)
+    if not from_lead(np.int32(made)):
+        shares = [path.with_name(f"{path.stem}.{i}-of-{count}.npz") for i in range(count)]
+        mine = range(index, len(source), count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(shares[index], **_encode(source, config, params, mine, progress=progress))
+        meet(f"encoded shares of {path}")
+        if index == 0:
+            _join(path, shares, records=len(source), mark=mark)
+        meet(f"encoded {path}")
+    with np.load(path, allow_pickle=False) as stored:
+        return ArraySource({n: stored[n] for n in stored if n != "made_from"}, keys=None)
+
+
+def _is_made_from(path: Path, mark: str) -> bool:
+    if not path.exists():
+        return False
+    with np.load(path, allow_pickle=False) as stored:
+        return str(stored["made_from"]) == mark
+
+
+def _encode(
+    source: Source,
+    config: WorldConfig,
+    params: Any,
+    mine: range,
+    *,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    """Some records of the source encoded, all padded to the length of the longest there is."""
     encode = make_encoder(config, params)
     f = config.tokenizer.frames_per_chunk
     lengths = np.asarray(source.lengths) // f
-    columns: dict[str, np.ndarray] = {"lengths": lengths}
-    for i in range(len(source)):
+    columns: dict[str, Any] = {"lengths": lengths[mine.start :: mine.step]}
+    for row, i in enumerate(mine):
         record = source[i]
         codes, count = encode(record["frames"]), int(lengths[i])
         rows = {"codes": codes}
@@ -98,14 +128,24 @@ def encode_source(
                 per_chunk = array[: count * f].reshape(count, f, *array.shape[1:])
                 rows[name] = per_chunk if name == "actions" else per_chunk[:, 0]
         for name, array in rows.items():
-            shape = (len(source), int(lengths.max()), *array.shape[1:])
-            columns.setdefault(name, np.zeros(shape, array.dtype))[i, :count] = array
+            shape = (len(mine), int(lengths.max()), *array.shape[1:])
+            columns.setdefault(name, np.zeros(shape, array.dtype))[row, :count] = array
         if progress is not None:
-            progress(i + 1, len(source))
-    path.parent.mkdir(parents=True, exist_ok=True)
+            progress(row + 1, len(mine))
+    return columns
+
+
+def _join(path: Path, shares: list[Path], *, records: int, mark: str) -> None:
+    """One file, whole or not at all, of the shares, of which the i-th has every i-th record; they go."""
+    columns: dict[str, Any] = {"made_from": np.asarray(mark)}
+    for i, share in enumerate(shares):
+        with np.load(share, allow_pickle=False) as stored:
+            for name, array in stored.items():
+                whole = columns.setdefault(name, np.zeros((records, *array.shape[1:]), array.dtype))
+                whole[i :: len(shares)] = array
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        arrays: dict[str, Any] = {"made_from": np.asarray(mark), **columns}
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **columns)
     part.replace(path)
-    return ArraySource(columns, keys=None)
+    for share in shares:
+        share.unlink()

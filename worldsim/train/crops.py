@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -39,12 +40,12 @@ def crop_batch(
     size: int,
     stride: int,
     seed: tuple[int, ...],
-    first: int = 0,
+    rows: Sequence[int] | None = None,
 ) -> Batch:
     """Cut a square around an unusual pixel of each clip's first frame.
 
     Small rare things fill a few of a frame's codes; squares around them show as many in a quarter of the
-    work. The square of row i depends on the frames, the seed and i alone (i counted over all processes).
+    work. The square of a row depends on the frames, the seed and the row's number alone.
 
     Args:
       clip: ``frames [b t h w c]`` uint8.
@@ -53,7 +54,7 @@ def crop_batch(
       size: of the squares in pixels, a multiple of ``stride``; 0 leaves frames whole.
       stride: pixels per code: squares start at multiples of it.
       seed: numbers that tell this batch from all others.
-      first: number of the first row, counted over all processes.
+      rows: the rows' numbers, counted over all processes; None counts them from 0.
 
     Returns:
       ``frames [b t size size c]`` and ``corner [b 2]``, the row and column of each square.
@@ -64,7 +65,7 @@ def crop_batch(
     height, width = median.shape[:2]
     corners = np.zeros((len(frames), 2), np.int32)
     for i, frame in enumerate(frames[:, 0]):
-        rng = np.random.default_rng((*seed, first + i))
+        rng = np.random.default_rng((*seed, i if rows is None else rows[i]))
         mass = unusual(frame / 127.5, median / 127.5) * rarity + 1e-3
         total = np.cumsum(mass)
         pixel = min(int(np.searchsorted(total, rng.random() * total[-1])), total.size - 1)

@@ -18,8 +18,17 @@ from jax.sharding import Mesh
 
 from worldsim.config import TrainConfig
 from worldsim.parallel import sharding
+from worldsim.parallel.agreement import (
+    any_process,
+    check_alike,
+    check_shared,
+    compile_together,
+    from_lead,
+    gather,
+    stop_requests,
+)
 from worldsim.parallel.distributed import is_lead
-from worldsim.parallel.mesh import make_mesh
+from worldsim.parallel.mesh import make_mesh, training_mesh
 from worldsim.parallel.placement import place_batch
 from worldsim.train.checkpoints import (
     check_record,
@@ -55,6 +64,7 @@ class _Run:
     stage: Stage
     folder: Path
     mesh: Mesh
+    asked: threading.Event
     manager: Any
     record: dict[str, Any]
     log: MetricsLog
@@ -68,7 +78,8 @@ def train_stage(
 
     Writes ``WORKDIR/STAGE/{checkpoints,metrics.jsonl,tensorboard,samples}``. A run that was killed at
     any moment goes on from its last checkpoint and repeats, bit for bit, what it would have done; one
-    that is complete is only read. SIGTERM saves and ends the process with status 143.
+    that is complete is only read. SIGTERM saves and ends the process with status 143; of several processes,
+    all of which call this with a workdir that they share, one that gets it ends all.
 
     Args:
       stage: what to train.
@@ -84,37 +95,60 @@ def train_stage(
       NonFiniteError: with the step, a file with its batch and the last good checkpoint.
       ValueError: a workdir of another config, seed or frozen parameters; every difference is named.
     """
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = training_mesh(mesh)
     folder = Path(workdir).absolute() / stage.name
     record = make_record(stage.name, seed=seed, frozen=stage.frozen, config=config)
+    sizes = {"mesh": dict(mesh.shape), "workdir": str(folder)}
+    check_alike({**record, **sizes}, what=f"Stage {stage.name!r}")
+    check_shared(folder)
+    with _termination() as asked:
+        manager = open_checkpoints(folder / "checkpoints")
+        try:
+            with jax.set_mesh(mesh):
+                state = _train(
+                    stage, folder, seed=seed, mesh=mesh, manager=manager, record=record, asked=asked
+                )
+        finally:
+            manager.wait_until_finished()
+            manager.close()
+        if bool(any_process(asked.is_set(), mesh)):  # while the last checkpoint was written
+            raise SystemExit(128 + signal.SIGTERM)
+    return state
+
+
+def _train(
+    stage: Stage,
+    folder: Path,
+    *,
+    seed: int,
+    mesh: Mesh,
+    manager: Any,
+    record: dict[str, Any],
+    asked: threading.Event,
+) -> TrainState:
+    """From the last checkpoint, or from the seed, to the last step."""
     optimizer = make_optimizer(stage.config.optim, stage.config.steps)
     init = partial(init_state, stage, optimizer)
     shapes = jax.eval_shape(init, jax.random.key(seed))
     shardings = state_shardings(mesh, shapes)
-    manager = open_checkpoints(folder / "checkpoints")
+    last = int(from_lead(np.int32(-1 if manager.latest_step() is None else manager.latest_step())))
+    if last < 0:
+        key = jax.random.key(seed)
+        state = compile_together(jax.jit(init, out_shardings=shardings), key)(key)
+    else:
+        check_record(checkpoint_config(manager, last), record, folder=folder)
+        state = restore_checkpoint(manager, last, _with_shardings(shapes, shardings))
+    start, total = int(state.step), stage.config.steps
+    if start >= total:
+        return state
+    log = MetricsLog(folder, name=stage.name, total=total, start=start, active=is_lead())
     try:
-        with jax.set_mesh(mesh):
-            last = manager.latest_step()
-            if last is None:
-                state = jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
-            else:
-                check_record(checkpoint_config(manager, last), record, folder=folder)
-                state = restore_checkpoint(manager, last, _with_shardings(shapes, shardings))
-            start = int(state.step)
-            if start >= stage.config.steps:
-                return state
-            total = stage.config.steps
-            log = MetricsLog(folder, name=stage.name, total=total, start=start, active=is_lead())
-            try:
-                if start:
-                    log.note(f"going on from step {start}")
-                run = _Run(stage, folder, mesh, manager, record, log, time.monotonic())
-                return _iterate(run, state, make_step(stage, optimizer, mesh, shardings=shardings))
-            finally:
-                log.close()
+        if start:
+            log.note(f"going on from step {start}")
+        run = _Run(stage, folder, mesh, asked, manager, record, log, time.monotonic())
+        return _iterate(run, state, make_step(stage, optimizer, mesh, shardings=shardings))
     finally:
-        manager.wait_until_finished()
-        manager.close()
+        log.close()
 
 
 def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
@@ -122,30 +156,30 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
     stage, config = run.stage, run.stage.config
     frozen = jax.device_put(stage.frozen, sharding.replicated(run.mesh))
     start, pending = int(state.step), None
-    batches = stage.batches(start)
+    batches, stops = stage.batches(start), stop_requests(run.asked, run.mesh)
     try:
-        with _termination() as asked:
-            for done in range(start + 1, config.steps + 1):
-                batch = _next(batches, stage=stage, done=done)
-                state, metrics = step(
-                    state, frozen, place_batch(run.mesh, batch, config.batch, sequence=stage.sequence)
-                )
+        for done in range(start + 1, config.steps + 1):
+            batch = _next(batches, stage=stage, done=done)
+            placed = place_batch(run.mesh, batch, config.batch, sequence=stage.sequence)
+            if done == start + 1:
+                step = compile_together(step, state, frozen, placed)
+            state, metrics = step(state, frozen, placed)
+            if pending is not None:
+                _settle(run, pending)
+            pending = _Pending(done, metrics, batch)
+            if _due(done, config.sample_every) and stage.samples is not None:
+                _settle(run, pending)
+                pending = None
+                _sample(run, state, frozen, step=done)
+            stop = next(stops)
+            if stop or done == config.steps or _due(done, config.save_every):
                 if pending is not None:
                     _settle(run, pending)
-                pending = _Pending(done, metrics, batch)
-                if _due(done, config.sample_every) and stage.samples is not None:
-                    _settle(run, pending)
                     pending = None
-                    _sample(run, state, frozen, step=done)
-                stop = asked.is_set()
-                if stop or done == config.steps or _due(done, config.save_every):
-                    if pending is not None:
-                        _settle(run, pending)
-                        pending = None
-                    save_checkpoint(run.manager, done, state, config=run.record)
-                if stop:
-                    run.log.note(f"stopped by SIGTERM after step {done}, saved; run it again to go on")
-                    raise SystemExit(128 + signal.SIGTERM)
+                save_checkpoint(run.manager, done, state, config=run.record)
+            if stop:
+                run.log.note(f"stopped by SIGTERM after step {done}, saved; run it again to go on")
+                raise SystemExit(128 + signal.SIGTERM)
     finally:
         close = getattr(batches, "close", None)
         if close is not None:
@@ -186,9 +220,9 @@ def _pick(values: dict[str, jax.Array], *names: str) -> dict[str, jax.Array]:
 
 def _stop(run: _Run, pending: _Pending, watched: dict[str, float]) -> None:
     run.manager.wait_until_finished()
-    path = run.folder / f"bad_batch_{pending.step}.npz"
-    if is_lead():
-        np.savez(path, **pending.batch)  # type: ignore[arg-type]
+    part = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = run.folder / f"bad_batch_{pending.step}{part}.npz"
+    np.savez(path, **pending.batch)  # type: ignore[arg-type]
     good = run.manager.latest_step()
     back = f"{run.folder / 'checkpoints' / str(good)}" if good is not None else "none was saved yet"
     raise NonFiniteError(
@@ -199,19 +233,24 @@ def _stop(run: _Run, pending: _Pending, watched: dict[str, float]) -> None:
 
 
 def _sample(run: _Run, state: TrainState, frozen: Params, *, step: int) -> None:
+    """Samples of the averaged weights; of several processes the first draws them, on a device of its own."""
+    if run.stage.samples is None:
+        return
+    ema, place = state.ema, run.mesh
     if jax.process_count() > 1:
-        run.log.note("no samples: they are drawn by runs of one process only")
-    elif run.stage.samples is not None:
+        ema, frozen, place = gather(ema), run.stage.frozen, make_mesh(devices=jax.local_devices())
+    if is_lead():
         folder = run.folder / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        run.stage.samples(state.ema, frozen, step, folder)
+        with jax.set_mesh(place):
+            run.stage.samples(ema, frozen, step, folder)
 
 
 @contextmanager
 def _termination() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, where this thread may listen to signals."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
+    if threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())

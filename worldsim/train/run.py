@@ -17,6 +17,9 @@ from worldsim.config import TrainConfig
 from worldsim.data.info import DataInfo
 from worldsim.data.source import open_source, read_info
 from worldsim.models.world import fill_params
+from worldsim.parallel.agreement import meet
+from worldsim.parallel.distributed import is_lead
+from worldsim.parallel.mesh import training_mesh
 from worldsim.plain import to_dict
 from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
@@ -63,11 +66,11 @@ def train(
     mesh: Mesh | None = None,
     strategy: str = "ring",
 ) -> Path:
-    """Train a world, or go on training it, and export it.
+    """Train a world, or go on training it, and export it; all processes of a run call this.
 
     Args:
       config: of the run.
-      workdir: holds checkpoints, logs, samples and, at the end, ``world/``.
+      workdir: holds checkpoints, logs, samples and, at the end, ``world/``; all processes see it.
       stage: ``tokenizer``, then ``refine`` and ``dynamics`` in any order (each needs a trained tokenizer in
         ``workdir``; a world without refinement is a world too), or ``all``.
       mesh: of devices; None is one device.
@@ -81,7 +84,7 @@ def train(
       FileNotFoundError: no data, or no tokenizer to train the others on.
       ValueError: data that doesn't fit the config.
     """
-    workdir = Path(workdir)
+    workdir, mesh = Path(workdir), training_mesh(mesh)
     info = read_info(config.data.path)
     check_data(config, info)
     run = {"seed": config.seed, "config": config, "mesh": mesh}
@@ -94,13 +97,12 @@ def train(
         train_stage(_refine(config, tokenizer, mesh), workdir, **run)
     if stage in ("dynamics", "all"):
         train_stage(_dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy), workdir, **run)
-    parts = {"tokenizer": (steps, tokenizer)}
-    for name in ("dynamics", "refine"):
-        if _stands_at(workdir, name) >= getattr(config, name).steps:
-            parts[name] = _trained(name, config, workdir)
-    if "dynamics" not in parts:
-        return workdir / stage
-    if jax.process_index() == 0:
+    whole = _stands_at(workdir, "dynamics") >= config.dynamics.steps
+    if whole and is_lead():
+        parts = {"tokenizer": (steps, tokenizer)}
+        for name in ("dynamics", "refine"):
+            if _stands_at(workdir, name) >= getattr(config, name).steps:
+                parts[name] = _trained(name, config, workdir)
         export_world(
             config,
             info,
@@ -108,7 +110,8 @@ def train(
             steps={name: part[0] for name, part in parts.items()},
             params={name: part[1] for name, part in parts.items()},
         )
-    return workdir / "world"
+    meet("the world is written")
+    return workdir / "world" if whole else workdir / stage
 
 
 def _tokenizer(config: TrainConfig, info: DataInfo, mesh: Mesh | None) -> Stage:
@@ -134,7 +137,7 @@ def _dynamics(
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
     source = open_source(path, split, keys=keys, cache=0)
-    count = partial(Counter("encoding"), split)
+    count = partial(Counter("encoding"), split) if is_lead() else None
     codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
     held_out = open_source(path, config.data.eval_split, keys=keys)
     samples = dynamics_samples(config, held_out, tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from worldsim.data.loader import Loader
 from worldsim.data.source import Source
 from worldsim.models.tokenizer import to_float
 from worldsim.models.world import init_params, split_module
+from worldsim.parallel.agreement import from_lead
 from worldsim.parallel.mesh import compute_dtype
 from worldsim.parallel.placement import Share, share, stripes
 from worldsim.train.codebook import first_codebook, follow_codebook
@@ -54,7 +55,7 @@ def tokenizer_stage(
         with contextlib.closing(loader.iterate(start)) as clips:
             for step, clip in enumerate(clips, start):
                 seed = (config.seed, step)
-                cut = {"size": weights.crop, "stride": stride, "seed": seed, "first": mine.first}
+                cut = {"size": weights.crop, "stride": stride, "seed": seed, "rows": mine.rows}
                 yield crop_batch(clip, median, rarity, **cut)
 
     def loss(params, frozen, batch, key, step):
@@ -93,8 +94,7 @@ def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: in
         frames=frames,
         batch=mine.of,
         seed=config.seed + STAGES.index(stage),
-        process_index=mine.first // mine.rows,
-        process_count=mine.of // mine.rows,
+        rows=mine.rows,
         threads=config.data.threads,
     )
 
@@ -127,7 +127,7 @@ def dynamics_stage(
     def batches(start: int) -> Iterator[Batch]:
         with contextlib.closing(loader.iterate(start)) as clips:
             for step, clip in enumerate(clips, start):
-                yield plan_batch(clip, config, step=step, first=mine.first, parts=mine.parts)
+                yield plan_batch(clip, config, step=step, rows=mine.rows, parts=mine.parts)
 
     def loss(params, frozen, batch, key, step):
         del frozen, step
@@ -174,7 +174,8 @@ def refine_stage(
         z, q = see(tokenizer, frames)
         return (z - q).std((0, 1, 2, 3)) + 1e-4, q.std((0, 1, 2, 3)) + 1e-4
 
-    scale, spread = deviations(tokenizer, _some_frames(source, config))
+    # Constants of the program, which has to be the same to the last bit in every process.
+    scale, spread = from_lead(deviations(tokenizer, _some_frames(source, config)))
 
     def init(key: jax.Array) -> Params:
         model = nnx.merge(graph, init_params("refine", config.world, key))
@@ -208,16 +209,18 @@ def _fingerprint(source: Source) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(codes.tobytes()).digest(), np.uint32)
 
 
-def plan_batch(clip: Batch, config: TrainConfig, *, step: int, first: int = 0, parts: int = 1) -> Batch:
+def plan_batch(
+    clip: Batch, config: TrainConfig, *, step: int, rows: Sequence[int] | None = None, parts: int = 1
+) -> Batch:
     """Clips of codes laid out for a plan that is drawn for each.
 
-    The plan of row i depends on the seed, the step and i alone (i counted over all processes).
+    The plan of a row depends on the seed, the step and the row's number alone.
 
     Args:
       clip: arrays ``[b span ...]``, a row a chunk.
       config: of the run.
       step: of training.
-      first: number of the first row, counted over all processes.
+      rows: the rows' numbers, counted over all processes; None counts them from 0.
       parts: devices that chunks are dealt out to (:func:`worldsim.parallel.placement.stripes`); 1 leaves them
         in the order of generation.
 
@@ -228,21 +231,20 @@ def plan_batch(clip: Batch, config: TrainConfig, *, step: int, first: int = 0, p
     Raises:
       ValueError: chunks or queries that don't divide over the devices.
     """
-    rows, span = clip["codes"].shape[:2]
+    count, span = clip["codes"].shape[:2]
+    rows = range(count) if rows is None else rows
     pinned, scale = config.world.dynamics.pinned, config.world.tokenizer.frames_per_chunk
     orders, asked = stripes(config.mix.chunks, parts), stripes(config.mix.queries, parts)
     place = np.argsort(orders)
     plans = [
-        sample_plan(
-            np.random.default_rng((config.seed, step, first + i)), span, mix=config.mix, pinned=pinned
-        )
-        for i in range(rows)
+        sample_plan(np.random.default_rng((config.seed, step, row)), span, mix=config.mix, pinned=pinned)
+        for row in rows
     ]
     out = {
         name: np.stack([a[p.positions[orders]] for a, p in zip(array, plans, strict=True)])
         for name, array in clip.items()
     }
     out["times"] = np.stack([p.positions[orders] * scale for p in plans]).astype(np.float32)
-    out["orders"] = np.broadcast_to(orders, (rows, len(orders))).astype(np.int32)
+    out["orders"] = np.broadcast_to(orders, (count, len(orders))).astype(np.int32)
     out["queries"] = np.stack([place[p.queries[asked]] for p in plans]).astype(np.int32)
     return out
