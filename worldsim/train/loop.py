@@ -64,7 +64,7 @@ class _Run:
 def train_stage(
     stage: Stage, workdir: str | Path, *, seed: int, config: TrainConfig, mesh: Mesh | None = None
 ) -> TrainState:
-    """Train a stage to its last step, from where ``workdir`` stands.
+    """Train a stage, or its part, to its last step, from where ``workdir`` stands.
 
     Writes ``WORKDIR/STAGE/{checkpoints,metrics.jsonl,tensorboard,samples}``. A run that was killed at
     any moment goes on from its last checkpoint and repeats, bit for bit, what it would have done; one
@@ -101,7 +101,7 @@ def train_stage(
                 check_record(checkpoint_config(manager, last), record, folder=folder)
                 state = restore_checkpoint(manager, last, _with_shardings(shapes, shardings))
             start = int(state.step)
-            if start >= stage.config.steps:
+            if start >= stage.end:
                 return state
             total = stage.config.steps
             log = MetricsLog(folder, name=stage.name, total=total, start=start, active=is_lead())
@@ -125,7 +125,7 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
     batches = stage.batches(start)
     try:
         with _termination() as asked:
-            for done in range(start + 1, config.steps + 1):
+            for done in range(start + 1, stage.end + 1):
                 batch = _next(batches, stage=stage, done=done)
                 state, metrics = step(
                     state, frozen, place_batch(run.mesh, batch, config.batch, sequence=stage.sequence)
@@ -138,7 +138,7 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
                     pending = None
                     _sample(run, state, frozen, step=done)
                 stop = asked.is_set()
-                if stop or done == config.steps or _due(done, config.save_every):
+                if stop or done == stage.end or _due(done, config.save_every):
                     if pending is not None:
                         _settle(run, pending)
                         pending = None

@@ -86,7 +86,9 @@ def _some_frames(source: Source, config: TrainConfig, count: int = 128) -> np.nd
     return np.concatenate(chunks)[None]
 
 
-def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: int, mine: Share) -> Loader:
+def _loader(
+    config: TrainConfig, source: Source, stage: StageName, *, frames: int, mine: Share, segments: int = 1
+) -> Loader:
     """This process's share of a stage's clips; each stage shuffles with a seed of its own."""
     return Loader(
         source,
@@ -96,6 +98,7 @@ def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: in
         process_index=mine.first // mine.rows,
         process_count=mine.of // mine.rows,
         threads=config.data.threads,
+        segments=segments,
     )
 
 
@@ -121,7 +124,8 @@ def dynamics_stage(
     f = config.world.tokenizer.frames_per_chunk
     span = config.dynamics.frames // f
     mine = share(mesh, config.dynamics.batch, sequence=True)
-    loader = _loader(config, source, "dynamics", frames=span, mine=mine)
+    segments = config.mix.segments
+    loader = _loader(config, source, "dynamics", frames=span, mine=mine, segments=segments)
     strategy = strategy if mine.parts > 1 else "local"
 
     def batches(start: int) -> Iterator[Batch]:
@@ -133,7 +137,8 @@ def dynamics_stage(
         del frozen, step
         digits = config.world.tokenizer.digits
         model = nnx.merge(graph, params)
-        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, strategy=strategy)
+        remat = config.dynamics.remat
+        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, strategy=strategy, remat=remat)
 
     return Stage(
         name="dynamics",
@@ -214,7 +219,8 @@ def plan_batch(clip: Batch, config: TrainConfig, *, step: int, first: int = 0, p
     The plan of row i depends on the seed, the step and i alone (i counted over all processes).
 
     Args:
-      clip: arrays ``[b span ...]``, a row a chunk.
+      clip: arrays ``[b span ...]``, a row a chunk; where several clips are packed into a row, ``segments``
+        says which of them each chunk is of (see :class:`worldsim.data.loader.Loader`).
       config: of the run.
       step: of training.
       first: number of the first row, counted over all processes.
@@ -222,27 +228,33 @@ def plan_batch(clip: Batch, config: TrainConfig, *, step: int, first: int = 0, p
         in the order of generation.
 
     Returns:
-      The same arrays gathered to ``[b p ...]``, with ``times [b p]`` in frames, ``orders [b p]`` and
-      ``queries [b q]``, the places of the chunks that carry loss.
+      The same arrays gathered to ``[b p ...]``, with ``times [b p]`` in frames since the clip's beginning,
+      ``orders [b p]`` and ``queries [b q]``, the places of the chunks that carry loss. ``segments [b p]``
+      is there where it was; -1 in it is padding, and in ``queries`` nothing.
 
     Raises:
       ValueError: chunks or queries that don't divide over the devices.
     """
     rows, span = clip["codes"].shape[:2]
     pinned, scale = config.world.dynamics.pinned, config.world.tokenizer.frames_per_chunk
-    orders, asked = stripes(config.mix.chunks, parts), stripes(config.mix.queries, parts)
-    place = np.argsort(orders)
+    dealt, asked = stripes(config.mix.chunks, parts), stripes(config.mix.queries, parts)
+    place = np.argsort(dealt)
+    packed = clip.get("segments", np.zeros((rows, span), int))
+    spans = [np.bincount(row[row >= 0]).tolist() for row in packed]
     plans = [
-        sample_plan(
-            np.random.default_rng((config.seed, step, first + i)), span, mix=config.mix, pinned=pinned
-        )
-        for i in range(rows)
+        sample_plan(np.random.default_rng((config.seed, step, first + i)), one, mix=config.mix, pinned=pinned)
+        for i, one in enumerate(spans)
     ]
+    begins = [np.cumsum([0, *one])[p.segments] for one, p in zip(spans, plans, strict=True)]
     out = {
-        name: np.stack([a[p.positions[orders]] for a, p in zip(array, plans, strict=True)])
+        name: np.stack([a[p.positions[dealt]] for a, p in zip(array, plans, strict=True)])
         for name, array in clip.items()
     }
-    out["times"] = np.stack([p.positions[orders] * scale for p in plans]).astype(np.float32)
-    out["orders"] = np.broadcast_to(orders, (rows, len(orders))).astype(np.int32)
-    out["queries"] = np.stack([place[p.queries[asked]] for p in plans]).astype(np.int32)
+    times = [(p.positions - begin)[dealt] * scale for p, begin in zip(plans, begins, strict=True)]
+    out["times"] = np.stack(times).astype(np.float32)
+    out["orders"] = np.stack([p.orders[dealt] for p in plans]).astype(np.int32)
+    if "segments" in clip:
+        out["segments"] = np.stack([p.segments[dealt] for p in plans]).astype(np.int32)
+    queries = np.stack([p.queries[asked] for p in plans])
+    out["queries"] = np.where(queries < 0, -1, place[queries]).astype(np.int32)
     return out
