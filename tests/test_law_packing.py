@@ -202,15 +202,6 @@ def test_inputs_are_dropped_clip_by_clip(monkeypatch):
         assert (lost.any(1) & ~lost.all(1)).any()  # in some rows of some clips only
 
 
-def begins(plan):
-    """Chunks of each clip of a plan and the first that may be asked for, by the times that its order shows."""
-    for segment, count in enumerate(CLIPS):
-        places = plan.positions[plan.segments == segment] - sum(CLIPS[:segment])
-        suffix = int(np.argmin(places))
-        infill = (np.diff(np.append(places[suffix:], places[:suffix])) == 1).all() and suffix in (1, 2)
-        yield count, suffix + 1 if infill and count > 2 else 1
-
-
 def test_plans_of_packed_rows_are_those_of_the_picture():
     """Whole clips in orders of their own, counted from 0; queries among what has something before it."""
     kinds = collections.Counter()
@@ -223,10 +214,12 @@ def test_plans_of_packed_rows_are_those_of_the_picture():
             assert sorted(plan.positions[start:stop].tolist()) == list(range(start, stop))
         asked = plan.queries[plan.queries >= 0]
         assert (np.diff(asked) > 0).all() and not {0, 5, 9, 11} & set(asked.tolist())
-        assert len(asked) == min(8, sum(count - first for count, first in begins(plan)))
-        assert (plan.queries[len(asked) :] == -1).all()
+        assert 4 <= len(asked) <= 8 and (plan.queries[len(asked) :] == -1).all()
         kinds[tuple(plan.positions[5:9])] += 1
     assert len(kinds) > 10  # the second clip has every order too
+    forward = dataclasses.replace(MIX, forward=1.0, backward=0.0, infill=0.0, shuffled=0.0, keyframes=0.0)
+    plan = sample_plan(np.random.default_rng(0), (5, 4, 2), mix=forward, pinned=2)
+    assert plan.queries.tolist() == [1, 2, 3, 4, 6, 7, 8, 10]  # all that have something before them
     cut = sample_plan(np.random.default_rng(0), (7, 9), mix=MIX, pinned=2)
     assert cut.segments.tolist() == [0] * 7 + [1] * 5
     assert (cut.positions[7:] >= 7).all() and cut.positions.max() < 16
@@ -307,7 +300,8 @@ def test_a_mesh_that_spreads_packed_rows_gives_the_same_gradients():
         with jax.set_mesh(mesh):
             placed = place_batch(mesh, batch, 2, sequence=True)
             grads = jax.jit(jax.grad(stage.loss, has_aux=True))
-            found[parts] = grads(PARAMS, None, placed, jax.random.key(2), jnp.int32(0))[0]
+            given = grads(PARAMS, None, placed, jax.random.key(2), jnp.int32(0))[0]
+        found[parts] = jax.tree.map(np.asarray, given)
     assert_close(found[2], found[1])
 
 
