@@ -114,7 +114,7 @@ def kind_of(row):
 @pytest.fixture(scope="module")
 def drawn():
     """Many training plans of eight chunks over twelve, with up to four pinned."""
-    return [sample_plan(np.random.default_rng((5, i)), 12, mix=MIX, pinned=4) for i in range(4000)]
+    return [sample_plan(np.random.default_rng((5, i)), (12,), mix=MIX, pinned=4) for i in range(4000)]
 
 
 def test_training_plans_stay_inside_their_clip_and_repeat_nothing(drawn):

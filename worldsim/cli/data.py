@@ -103,6 +103,37 @@ def make_sprites(
     tell(out)
 
 
+def make_recall(
+    out: Path = Path("data/recall"),
+    pairs: int = 24,
+    episodes: int = 2000,
+    test_episodes: int = 100,
+    length: int = 288,
+    shortest: int = 24,
+    making: Annotated[Making, FLAT] = Making(),
+) -> None:
+    """Make the toy world of recall: colours shown once and asked for later, with truth in every frame.
+
+    Example: worldsim data make recall --out data/recall --length 288
+
+    Args:
+      out: folder of the dataset.
+      pairs: colours shown and asked for in an episode of full length.
+      episodes: in the training split.
+      test_episodes: in the held-out split.
+      length: frames of an episode; in each, a colour shown at its beginning is asked for at its end.
+      shortest: frames of the shortest episodes in the training split; half of them are of full length.
+    """
+    from worldsim.data import make
+    from worldsim.data.recall import RecallConfig
+
+    make.make_recall(
+        out, config=RecallConfig(length, pairs, shortest), episodes=episodes, test_episodes=test_episodes,
+        seed=making.seed, overwrite=making.overwrite, progress=Counter("making"),
+    )  # fmt: skip
+    tell(out)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """How frames are brought to one size and rate.
@@ -224,6 +255,6 @@ def data() -> None:
     Example: worldsim data make ale --game pong --out data/pong
     """
     raise ValueError(
-        "worldsim data: say what to do: worldsim data make ale | doom | sprites, worldsim data import, or "
-        "worldsim data info (each has --help)."
+        "worldsim data: say what to do: worldsim data make ale | doom | sprites | recall, worldsim data "
+        "import, or worldsim data info (each has --help)."
     )

@@ -1,10 +1,13 @@
 """Frozen dataclass configs: what a world is made of and how it is trained."""
 
+from worldsim.config.curriculum import lengthen
 from worldsim.config.train import (
     DataConfig,
     MixConfig,
     OptimConfig,
+    PhaseConfig,
     RefineLossConfig,
+    Remat,
     StageConfig,
     TokenizerLossConfig,
     TrainConfig,
@@ -25,11 +28,14 @@ __all__ = [
     "DynamicsConfig",
     "MixConfig",
     "OptimConfig",
+    "PhaseConfig",
     "RefineConfig",
     "RefineLossConfig",
+    "Remat",
     "StageConfig",
     "TokenizerConfig",
     "TokenizerLossConfig",
     "TrainConfig",
     "WorldConfig",
+    "lengthen",
 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import itertools
+from typing import Literal, get_args
 
 from worldsim.config.world import WorldConfig
 from worldsim.plain import check_ranges
 
 NATURAL, SHARE = "[1, inf)", "[0, 1]"
+
+Remat = Literal["none", "layer", "attention"]
+"""What is computed anew in the backward pass; see :class:`StageConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,9 @@ class StageConfig:
       frames: frames per clip that the loader cuts.
       optim: optimizer.
       log_every, save_every, sample_every: in steps; 0 turns the last two off.
+      remat: what the dynamics' layers compute anew in the backward pass instead of keeping it: ``none``;
+        ``layer``, all but their inputs, which takes the least memory; or ``attention``, all but their inputs
+        and what attention gave, which costs the time of the projections alone.
     """
 
     steps: int = 1000
@@ -67,8 +74,11 @@ class StageConfig:
     log_every: int = 20
     save_every: int = 500
     sample_every: int = 500
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
+        if self.remat not in get_args(Remat):
+            raise ValueError(f"StageConfig: remat {self.remat!r}; take one of {list(get_args(Remat))}.")
         counts = ("steps", "batch", "frames", "log_every")
         check_ranges(self, **{NATURAL: counts, "[0, inf)": ("save_every", "sample_every")})
 
@@ -130,8 +140,10 @@ class MixConfig:
     """The order mix and the noise of dynamics training.
 
     Attributes:
-      chunks: chunks per training plan, the known ones included; at most ``context + 1``.
-      queries: chunks of them that carry loss.
+      chunks: chunks per row of training, the known ones included; at most ``context + 1``.
+      queries: chunks of them that carry loss; in packed rows, as many as have something before them.
+      segments: most clips that are packed into a row, each with a plan of its own. With 1, recordings that
+        are shorter than a row are skipped; with more they are used, and what they leave of it is padding.
       forward, backward, infill, shuffled, keyframes: shares of the generation orders.
       null_actions: share of samples that lose their actions, half of them only from some row on.
       null_conditions: share of samples trained without conditions.
@@ -140,6 +152,7 @@ class MixConfig:
 
     chunks: int = 16
     queries: int = 6
+    segments: int = 1
     forward: float = 0.55
     backward: float = 0.10
     infill: float = 0.20
@@ -155,10 +168,33 @@ class MixConfig:
         total = self.forward + self.backward + self.infill + self.shuffled + self.keyframes
         if abs(total - 1) > 1e-6:
             raise ValueError(f"MixConfig: the shares of the orders sum to {total:.4f}; make them sum to 1.")
+        check_ranges(self, **{NATURAL: ("segments",)})
         if not 1 <= self.queries < self.chunks:
             raise ValueError(
                 f"MixConfig: {self.queries} query chunks of {self.chunks}; take from 1 to {self.chunks - 1}."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """A part of the dynamics' training with other sequences than at its end.
+
+    Attributes:
+      steps: optimizer steps.
+      chunks, queries: as in :class:`MixConfig`.
+      frames, batch: as in :class:`StageConfig`.
+      rope_base: as in :class:`worldsim.config.DynamicsConfig`.
+    """
+
+    steps: int
+    chunks: int
+    queries: int
+    frames: int
+    batch: int
+    rope_base: float
+
+    def __post_init__(self) -> None:
+        check_ranges(self, **{NATURAL: ("steps", "chunks", "queries", "frames", "batch")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +215,12 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything a training run needs; a file in ``configs/`` returns one."""
+    """Everything a training run needs; a file in ``configs/`` returns one.
+
+    ``curriculum`` is what the dynamics begins with, phase by phase: shorter sequences, as a rule, and a lower
+    rotary base. What the config itself says is the last phase and what the world becomes, and
+    ``dynamics.steps`` counts the steps of all (see :func:`worldsim.config.lengthen`).
+    """
 
     name: str = "world"
     seed: int = 0
@@ -191,8 +232,39 @@ class TrainConfig:
     tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
     refine_loss: RefineLossConfig = RefineLossConfig()
     mix: MixConfig = MixConfig()
+    curriculum: tuple[PhaseConfig, ...] = ()
+
+    @property
+    def phases(self) -> tuple[tuple[int, TrainConfig], ...]:
+        """The step at which each phase of the dynamics' training ends, and the config that it trains by."""
+        ends = itertools.accumulate(phase.steps for phase in self.curriculum)
+        parts = [(end, self.during(phase)) for end, phase in zip(ends, self.curriculum, strict=True)]
+        return (*parts, (self.dynamics.steps, self))
+
+    def during(self, phase: PhaseConfig, *, context: int | None = None) -> TrainConfig:
+        """The config of a phase: of all steps, with its sequences; the context is theirs if none is given."""
+        context = phase.chunks - 1 if context is None else context
+        dynamics = dataclasses.replace(self.world.dynamics, context=context, rope_base=phase.rope_base)
+        return dataclasses.replace(
+            self,
+            curriculum=(),
+            world=dataclasses.replace(self.world, dynamics=dynamics),
+            mix=dataclasses.replace(self.mix, chunks=phase.chunks, queries=phase.queries),
+            dynamics=dataclasses.replace(self.dynamics, frames=phase.frames, batch=phase.batch),
+        )
 
     def __post_init__(self) -> None:
+        before = sum(phase.steps for phase in self.curriculum)
+        if before and before >= self.dynamics.steps:
+            raise ValueError(
+                f"TrainConfig: the phases of the curriculum take {before} steps and dynamics.steps is "
+                f"{self.dynamics.steps}, which counts the last phase too; raise it above {before}."
+            )
+        for number, phase in enumerate(self.curriculum):
+            try:
+                self.during(phase)
+            except ValueError as error:
+                raise ValueError(f"curriculum, phase {number}: {error}") from error
         f = self.world.tokenizer.frames_per_chunk
         crop, stride = self.tokenizer_loss.crop, self.world.tokenizer.stride
         if crop % stride or not 0 <= crop <= min(self.world.tokenizer.height, self.world.tokenizer.width):
@@ -216,6 +288,8 @@ class TrainConfig:
                 f"TrainConfig: dynamics.frames {self.dynamics.frames} is less than mix.chunks "
                 f"{self.mix.chunks} x frames_per_chunk {f}; raise it to at least {self.mix.chunks * f}."
             )
+        if other := [name for name in ("tokenizer", "refine") if getattr(self, name).remat != "none"]:
+            raise ValueError(f"TrainConfig: {' and '.join(other)} with remat; only the dynamics has it.")
         frames = {name: getattr(self, name).frames for name in ("tokenizer", "dynamics", "refine")}
         if odd := [f"{name}.frames {count}" for name, count in frames.items() if count % f]:
             raise ValueError(f"TrainConfig: {', '.join(odd)} must divide by frames_per_chunk {f}.")

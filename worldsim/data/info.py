@@ -71,7 +71,8 @@ class DataInfo:
 
     Attributes:
       name: of the dataset, such as ``pong``.
-      kind: where it comes from: ``ale``, ``doom``, ``sprites``, ``video``, ``rlds``, ``tfds``, ``arrays``.
+      kind: where it comes from: ``ale``, ``doom``, ``sprites``, ``recall``, ``video``, ``rlds``, ``tfds``,
+        ``arrays``.
       height, width, channels: of a frame.
       fps: frames per second for display.
       action: what leads from frame to frame.

@@ -9,6 +9,12 @@ and a pass over the data is a pseudo-random permutation of those numbers, anothe
 that every clip is equally likely. Place q of the global row is row ``q % batch`` of step
 ``q // batch``; a process takes its rows of each batch. Nothing depends on threads, and resuming
 needs no state.
+
+Where several clips are packed into a row, row q draws a fixed number of them and takes what fits: records
+shorter than a row count as one clip each, the last clip taken is cut, and what is left is padding.
+
+    row of 8 frames      a a a | b b b b | . or     a a a | c c c c c       c: 5 of the clip's 8 frames
+    segments             0 0 0   1 1 1 1  -1        0 0 0   1 1 1 1 1
 """
 
 from __future__ import annotations
@@ -27,6 +33,9 @@ Batch = dict[str, np.ndarray]
 
 ENDLESS = 2**62
 """Length that indexable readers are told where there is no end."""
+
+MEANINGFUL = 2
+"""Frames of the shortest clip that is packed into a row: the second has something before it."""
 
 
 def permute(place: int, count: int, *, seed: int, rounds: int = 6) -> int:
@@ -61,32 +70,70 @@ class Clips:
 
     Attributes:
       count: clips per epoch.
-      skipped: records shorter than a clip.
+      skipped: records too short to be used.
     """
 
-    def __init__(self, source: Source, *, frames: int, batch: int, seed: int, rows: Sequence[int]) -> None:
-        starts = np.maximum(np.asarray(source.lengths) - frames + 1, 0)
+    def __init__(
+        self,
+        source: Source,
+        *,
+        frames: int,
+        batch: int,
+        seed: int,
+        rows: Sequence[int],
+        segments: int = 1,
+    ) -> None:
+        lengths = np.asarray(source.lengths)
+        starts = np.maximum(lengths - frames + 1, lengths >= _least(frames, segments))
         self._ends = np.cumsum(starts)
         self._source, self._frames, self._seed = source, frames, seed
         self._batch, self._rows = batch, tuple(rows)
+        self._segments = segments
         self.count = int(starts.sum())
         self.skipped = int((starts == 0).sum())
 
     def __len__(self) -> int:
         return ENDLESS
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """Record and first frame of this process's clip ``index``."""
-        step, row = divmod(int(index), len(self._rows))
-        place = step * self._batch + self._rows[row]
+    def locate(self, place: int) -> tuple[int, int]:
+        """Record and first frame of the clip at a place of the global row of clips."""
         clip = permute(place, self.count, seed=self._seed)
         record = int(np.searchsorted(self._ends, clip, side="right"))
         return record, clip - (int(self._ends[record - 1]) if record else 0)
 
     def __getitem__(self, index: int) -> Batch:
-        record, start = self.locate(index)
+        step, row = divmod(int(index), len(self._rows))
+        place = step * self._batch + self._rows[row]
+        if self._segments > 1:
+            return self._packed(place)
+        record, start = self.locate(place)
         stop = start + self._frames
         return {name: rows[start:stop] for name, rows in self._source[record].items()}
+
+    def _packed(self, row: int) -> Batch:
+        """Clips end to end, with ``segments [t]``: the number of the clip that each frame is of, or -1."""
+        parts: list[Batch] = []
+        left = self._frames
+        for place in range(row * self._segments, (row + 1) * self._segments):
+            record, start = self.locate(place)
+            length = min(int(self._source.lengths[record]) - start, self._frames)
+            taken = min(length, left)
+            if taken < MEANINGFUL:
+                break
+            start += _mix(self._seed + _mix(place)) % (length - taken + 1)
+            rows = {name: a[start : start + taken] for name, a in self._source[record].items()}
+            parts.append(rows | {"segments": np.full(taken, len(parts), np.int32)})
+            left -= taken
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {
+            name: np.concatenate([a, np.full((left, *a.shape[1:]), -(name == "segments"), a.dtype)])
+            for name, a in joined.items()
+        }
+
+
+def _least(frames: int, segments: int) -> int:
+    """Frames of the shortest record that is used."""
+    return frames if segments == 1 else MEANINGFUL
 
 
 class Loader:
@@ -109,18 +156,27 @@ class Loader:
         seed: int,
         rows: Sequence[int] | None = None,
         threads: int = 2,
+        segments: int = 1,
     ) -> None:
         """Number the clips of ``source``.
 
         Args:
-          frames: of a clip.
-          batch: clips per step, over all processes.
+          frames: of a clip, or of a row of several.
+          batch: rows per step, over all processes.
           rows: numbers of those that this process reads of each batch; None reads all.
           threads: that read ahead; 0 reads when asked.
+          segments: most clips that are packed into a row; with more than 1, batches have
+            ``segments [b t]``, the number in its row of the clip that each frame is of, -1 for padding.
 
         Raises:
           ValueError: no record is long enough, or rows that a batch does not have.
         """
+        least = _least(frames, segments)
+        if segments < 1 or frames < least:
+            raise ValueError(
+                f"Loader: {segments} segments in rows of {frames} frames; take 1, or more in rows of at "
+                f"least {MEANINGFUL} frames."
+            )
         if batch < 1 or frames < 1 or threads < 0:
             raise ValueError(
                 f"Loader: frames {frames}, batch {batch}, threads {threads}; frames and batch start at 1, "
@@ -132,15 +188,16 @@ class Loader:
                 f"Loader: rows {list(rows)} of a batch of {batch}; take some of 0 to {batch - 1}."
             )
         lengths = np.asarray(source.lengths)
-        if not np.any(lengths >= frames):
+        if not np.any(lengths >= least):
             longest = lengths.max(initial=0)
             raise ValueError(
-                f"Loader: no record has {frames} frames; there are {len(lengths)}, the longest has "
-                f"{longest}. Ask for clips of at most {longest} frames or store longer records."
+                f"Loader: no record has {least} frames; there are {len(lengths)}, the longest has "
+                f"{longest}. Ask for clips of at most {longest} frames, pack shorter ones (mix.segments) or "
+                "store longer records."
             )
         self.local = len(rows)
         self._threads = threads
-        self._clips = Clips(source, frames=frames, batch=batch, seed=seed, rows=rows)
+        self._clips = Clips(source, frames=frames, batch=batch, seed=seed, rows=rows, segments=segments)
         self.epoch = self._clips.count / batch
         self.skipped = self._clips.skipped
 

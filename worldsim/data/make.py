@@ -1,4 +1,4 @@
-"""Make the datasets that worldsim generates itself: Atari and Doom play and the sprite world."""
+"""Make the datasets that worldsim generates itself: Atari and Doom play, the sprite and the recall world."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from worldsim.config import ActionConfig
-from worldsim.data import ale, doom, sprites
+from worldsim.data import ale, doom, recall, sprites
 from worldsim.data.builders import Progress, RecordConfig, check_out, write_dataset
 from worldsim.data.info import DataInfo
 
@@ -154,4 +154,47 @@ def make_sprites(
     return write_dataset(
         out, {"train": train, "test": test}, info,
         expected=expected, overwrite=overwrite, progress=progress,
+    )  # fmt: skip
+
+
+def make_recall(
+    out: str | Path,
+    *,
+    config: recall.RecallConfig = recall.RecallConfig(),
+    episodes: int = 2000,
+    test_episodes: int = 100,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DataInfo:
+    """Store the recall world: splits ``train`` and, under other seeds, ``test``, whose episodes are all of
+    full length; an episode is a record.
+
+    Args:
+      out: folder of the TFDS dataset to make, or an ``.npz`` file (held in memory, no TFDS needed).
+      progress: called with the split, the frames written and the frames expected.
+
+    Raises:
+      ValueError: no episodes.
+      FileExistsError: ``out`` is there and ``overwrite`` is False.
+      ModuleNotFoundError: tensorflow-datasets is missing and ``out`` is a folder.
+    """
+    if min(episodes, test_episodes) < 1:
+        raise ValueError(
+            f"make_recall: episodes {episodes}, test_episodes {test_episodes}; give each split one."
+        )
+    check_out(Path(out), overwrite)
+    full = dataclasses.replace(config, shortest=config.length)
+    splits = {
+        "train": recall.episodes(config, count=episodes, seed=2 * seed),
+        "test": recall.episodes(full, count=test_episodes, seed=2 * seed + 1),
+    }
+    info = DataInfo(
+        name="recall", kind="recall", height=config.size, width=config.size, channels=3, fps=10.0,
+        action=ActionConfig(), keys=(), splits={}, mean=(), std=(),
+        source={**dataclasses.asdict(config), "seed": seed},
+    )  # fmt: skip
+    return write_dataset(
+        out, splits, info, records=RecordConfig(size=config.length, minimum=config.shortest),
+        expected={"test": test_episodes * config.length}, overwrite=overwrite, progress=progress,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from worldsim.config import DynamicsConfig, TokenizerConfig
+from worldsim.config import DynamicsConfig, Remat, TokenizerConfig
 from worldsim.models.cache import KVCache, empty_cache, write
 from worldsim.models.transformer import Transformer
 from worldsim.ops import rope
@@ -148,7 +148,7 @@ class Dynamics(nnx.Module):
         return rearrange(logits, "b p (h w) (i j v) -> b p (h i) (w j) v", h=rows, i=i, j=i)
 
     def two_stream(
-        self, known: Chunks, query: Chunks, *, strategy: str = "local"
+        self, known: Chunks, query: Chunks, *, strategy: str = "local", remat: Remat = "none"
     ) -> Float[Array, "b p h w v"]:
         """Logits of the query chunks, each reading the known chunks of lower order and itself.
 
@@ -157,6 +157,7 @@ class Dynamics(nnx.Module):
           query: the query stream, masked copies of some of them.
           strategy: of :func:`worldsim.ops.attention.attend`. Where it is not ``local``, both streams are
             spread over the mesh axis ``context`` chunk by chunk.
+          remat: what the backward pass computes anew (:class:`worldsim.models.transformer.Transformer`).
 
         Returns:
           Logits for every code of every query chunk.
@@ -169,7 +170,7 @@ class Dynamics(nnx.Module):
             q, k = rope.rotate(q, angles), rope.rotate(k, angles)
             return attend(q, k, v, ids, ids, strategy=strategy, unit=self.tokens)
 
-        x = self.transformer(self.embed(both), lambda _: mix)
+        x = self.transformer(self.embed(both), lambda _: mix, remat=remat)
         share = known.codes.shape[1] // parts * self.tokens
         x = rearrange(x, "b (n s) d -> b n s d", n=parts)[:, :, share:]
         return self._logits(rearrange(x, "b n s d -> b (n s) d"))

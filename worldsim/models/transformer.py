@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from worldsim.config import DynamicsConfig
+from worldsim.config import DynamicsConfig, Remat
 from worldsim.models.conv import RMSNorm
+from worldsim.ops.ring_attention import ATTENTION
 
 Mix = Callable[
     [Float[Array, "b n k e"], Float[Array, "b n k e"], Float[Array, "b n k e"]], Float[Array, "b n k e"]
@@ -93,6 +95,24 @@ class Layer(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+POLICIES = {
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
+}
+"""What of a layer is kept between the passes beside its input, by the name that configs have for it."""
+
+
+def _anew(layer: Layer, policy: Callable[..., bool]) -> Callable[[Array, Mix], Array]:
+    """A layer of which the backward pass computes anew what the policy does not keep."""
+    graph, params = nnx.split(layer)
+
+    def run(x: Array, mix: Mix) -> Array:
+        again = jax.checkpoint(lambda params, x: nnx.merge(graph, params)(x, mix), policy=policy)
+        return again(params, x)
+
+    return run
+
+
 class Transformer(nnx.Module):
     """A stack of layers and a last norm."""
 
@@ -100,8 +120,16 @@ class Transformer(nnx.Module):
         self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.layers)])
         self.norm = RMSNorm(config.width)
 
-    def __call__(self, x: Float[Array, "b n d"], mix: Callable[[int], Mix]) -> Float[Array, "b n d"]:
-        """Run the stack; ``mix(i)`` is what layer i reads with."""
+    def __call__(
+        self, x: Float[Array, "b n d"], mix: Callable[[int], Mix], *, remat: Remat = "none"
+    ) -> Float[Array, "b n d"]:
+        """Run the stack; ``mix(i)`` is what layer i reads with, and pure where layers are computed anew.
+
+        Between the passes ``none`` keeps all that the gradient reads; ``layer`` the input of each layer,
+        which is computed anew in the backward pass; ``attention`` also what attention gave, so that only
+        the projections and the MLP are. (Chen et al., https://arxiv.org/abs/1604.06174.)
+        """
         for i, layer in enumerate(self.layers):
-            x = layer(x, mix(i))
+            run = layer if remat == "none" else _anew(layer, POLICIES[remat])
+            x = run(x, mix(i))
         return self.norm(x).astype(jnp.float32)

@@ -20,11 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from worldsim.ops import tiled_attention as tiled
 from worldsim.ops.tiled_attention import Columns, Rows
 from worldsim.ops.visible import UNSEEN
+
+ATTENTION = "attention"
+"""What policies of recomputation know outputs and log-sum-exps by: who keeps them need not run it again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +113,7 @@ def _forward(ring: Ring, q, k, v, q_ids, k_ids):
     out = tiled.join_rows(out, ring.rows)
     out = out if ring.exact else out.astype(q.dtype)
     lse = tiled.join_rows(lse[..., None], ring.rows)[..., 0]
+    out, lse = checkpoint_name(out, ATTENTION), checkpoint_name(lse, ATTENTION)
     return (out, lse), (q, k, v, q_ids, k_ids, out, lse)
 
 

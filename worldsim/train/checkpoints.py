@@ -17,7 +17,7 @@ from worldsim.models.world import check_params
 from worldsim.parallel.sharding import by_path, path_of
 from worldsim.plain import to_dict
 
-FREE = ("steps", "log_every", "save_every", "sample_every")
+FREE = ("steps", "log_every", "save_every", "sample_every", "remat")
 """Fields of a stage's config that may change when a run goes on."""
 
 UNUSED = {
@@ -179,7 +179,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
 
 
 def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder: Path) -> None:
-    """Whether a checkpoint belongs to this run.
+    """Whether a checkpoint belongs to this run; fields that are newer than it have their defaults in it.
 
     Raises:
       ValueError: every field that differs and may not.
@@ -187,6 +187,9 @@ def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder:
     free = {f"config.{name}.{field}" for name in UNUSED for field in FREE}
     free |= {"config.name", "config.data.threads"}
     unused = tuple(f"config.{part}" for part in UNUSED.get(record["stage"], ()))
+    unused += () if record["stage"] == "dynamics" else ("config.curriculum",)
+    defaults = {"config": json.loads(json.dumps(to_dict(TrainConfig())))}
+    saved = _flat(defaults) | _flat(dict(saved))
     differ = [
         text
         for name, text in differences(saved, record).items()

@@ -139,7 +139,7 @@ def _train(
         check_record(checkpoint_config(manager, last), record, folder=folder)
         state = restore_checkpoint(manager, last, _with_shardings(shapes, shardings))
     start, total = int(state.step), stage.config.steps
-    if start >= total:
+    if start >= stage.end:
         return state
     log = MetricsLog(folder, name=stage.name, total=total, start=start, active=is_lead())
     try:
@@ -158,7 +158,7 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
     start, pending = int(state.step), None
     batches, stops = stage.batches(start), stop_requests(run.asked, run.mesh)
     try:
-        for done in range(start + 1, config.steps + 1):
+        for done in range(start + 1, stage.end + 1):
             batch = _next(batches, stage=stage, done=done)
             placed = place_batch(run.mesh, batch, config.batch, sequence=stage.sequence)
             if done == start + 1:
@@ -172,7 +172,7 @@ def _iterate(run: _Run, state: TrainState, step: Step) -> TrainState:
                 pending = None
                 _sample(run, state, frozen, step=done)
             stop = next(stops)
-            if stop or done == config.steps or _due(done, config.save_every):
+            if stop or done == stage.end or _due(done, config.save_every):
                 if pending is not None:
                     _settle(run, pending)
                     pending = None

@@ -13,12 +13,12 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from worldsim.config import MixConfig, RefineLossConfig, TokenizerLossConfig
+from worldsim.config import MixConfig, RefineLossConfig, Remat, TokenizerLossConfig
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.models.refine import RefineHead
 from worldsim.models.tokenizer import Tokenizer
 from worldsim.ops import diffusion, haar, quantize
-from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.ops.attention import KNOWN, PADDING, QUERY
 from worldsim.train.crops import unusual
 
 
@@ -120,17 +120,20 @@ def dynamics_loss(
     digits: tuple[int, ...],
     mix: MixConfig,
     strategy: str = "local",
+    remat: Remat = "none",
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of masked codes in the query stream, given the corrupted known stream.
 
     Args:
       model: the dynamics.
       batch: ``codes [b p h w]``, ``times [b p]``, ``orders [b p]`` and, where the world has them, ``actions``
-        and ``condition_NAME``, in any order; ``queries [b q]``: places of the chunks that carry loss.
+        and ``condition_NAME``, in any order; ``queries [b q]``: places of the chunks that carry loss, -1 for
+        none. ``segments [b p]``, where clips are packed into rows: the clip that each chunk is of, -1 for
+        padding; clips don't see one another.
       key: draws masks, corruption and null inputs.
       digits: values per digit of a code.
       mix: shares of clean chunks, null actions and null conditions.
-      strategy: see :meth:`Dynamics.two_stream`.
+      strategy, remat: see :meth:`Dynamics.two_stream`.
 
     Returns:
       Mean nats per masked code, and metrics: the same in nats per masked code, and accuracy.
@@ -139,20 +142,23 @@ def dynamics_loss(
     codes, rows = batch["codes"].astype(jnp.int32), batch["queries"]
     h, w = codes.shape[2:]
     orders = batch["orders"]
-    noise = _by_chunk(jax.random.uniform, noise_key, orders) * model.config.max_noise
-    clean = _by_chunk(partial(jax.random.bernoulli, p=mix.clean), clean_key, orders)
+    segments = batch.get("segments", jnp.zeros_like(orders))
+    chunks = _number(segments, orders, most=mix.segments)
+    noise = _by_chunk(jax.random.uniform, noise_key, chunks) * model.config.max_noise
+    clean = _by_chunk(partial(jax.random.bernoulli, p=mix.clean), clean_key, chunks)
     noise = jnp.where(clean, 0.0, noise)
-    extras = _drop_inputs(batch, null_key, mix=mix)
+    extras = _drop_inputs(batch, segments, null_key, mix=mix)
     known = Chunks(
-        codes=_by_chunk(partial(_corrupt, digits), corrupt_key, orders, codes, noise),
+        codes=_by_chunk(partial(_corrupt, digits), corrupt_key, chunks, codes, noise),
         times=batch["times"].astype(jnp.float32),
-        ids=jnp.stack([jnp.zeros_like(orders), orders, jnp.full_like(orders, KNOWN)], axis=-1),
+        ids=jnp.stack([segments, orders, jnp.full_like(orders, KNOWN)], axis=-1),
         noise=noise,
         **extras,
     )
     pick = jax.vmap(lambda a, i: a[i])
     query = jax.tree.map(lambda a: pick(a, rows), known)
-    target, asked = pick(codes, rows), pick(orders, rows)
+    target, asked = pick(codes, rows), pick(chunks, rows)
+    own = jnp.where(rows < 0, PADDING, query.ids[..., 0])
     ratio = jnp.cos(0.5 * jnp.pi * _by_chunk(jax.random.uniform, ratio_key, asked))[..., None]
     draw = _by_chunk(partial(jax.random.uniform, shape=(h * w,)), mask_key, asked)
     rank = jnp.argsort(jnp.argsort(draw, axis=-1), axis=-1)
@@ -161,28 +167,34 @@ def dynamics_loss(
         query,
         codes=jnp.where(masked, model.mask, target),
         noise=jnp.zeros_like(query.noise),
-        ids=query.ids.at[..., 2].set(QUERY),
+        ids=jnp.stack([own, query.ids[..., 1], jnp.full_like(own, QUERY)], axis=-1),
     )
-    logits = model.two_stream(known, query, strategy=strategy)
+    logits = model.two_stream(known, query, strategy=strategy, remat=remat)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
-    count = masked.sum()
+    masked &= (own != PADDING)[..., None, None]
+    count = jnp.maximum(masked.sum(), 1)
     nats = -(log_p * masked).sum() / count
     right = ((logits.argmax(-1) == target) & masked).sum() / count
     return nats, {"nats_per_code": nats, "accuracy": right}
 
 
-def _by_chunk(draw: Callable[..., Array], key: Array, orders: Int[Array, "b p"], *rows: Array) -> Array:
-    """``draw(key, *row)`` for each chunk with a key of its own.
+def _number(segments: Int[Array, "b p"], orders: Int[Array, "b p"], *, most: int) -> Int[Array, "b p 2"]:
+    """The number of each chunk's clip in the batch, of at most ``most`` in a row, and its order in it.
 
-    It depends on the sample and the chunk's order and not on where the chunk lies, so that a batch that is
-    spread over devices in stripes is the same batch.
+    Random numbers are drawn by these two and not by where a chunk lies, so that a batch that is spread over
+    devices in stripes is the same batch, and a clip has the same ones alone and beside others.
     """
+    row = jnp.arange(orders.shape[0])[:, None] * most
+    return jnp.stack([row + jnp.maximum(segments, 0), orders], axis=-1)
 
-    def one(row: Array, order: Array, *values: Array) -> Array:
-        return draw(jax.random.fold_in(jax.random.fold_in(key, row), order), *values)
 
-    sample = jnp.broadcast_to(jnp.arange(orders.shape[0])[:, None], orders.shape)
-    return jax.vmap(jax.vmap(one))(sample, orders, *rows)
+def _by_chunk(draw: Callable[..., Array], key: Array, chunks: Int[Array, "b p 2"], *rows: Array) -> Array:
+    """``draw(key, *row)`` for each chunk with a key of its own; see :func:`_number`."""
+
+    def one(chunk: Array, *values: Array) -> Array:
+        return draw(jax.random.fold_in(jax.random.fold_in(key, chunk[0]), chunk[1]), *values)
+
+    return jax.vmap(jax.vmap(one))(chunks, *rows)
 
 
 def _corrupt(
@@ -191,17 +203,23 @@ def _corrupt(
     return quantize.corrupt_codes(codes[None, None], noise[None, None], digits, key)[0, 0]
 
 
-def _drop_inputs(batch: dict[str, Array], key: Array, *, mix: MixConfig) -> dict[str, Any]:
-    """Actions and conditions with those of some samples made null.
+def _drop_inputs(
+    batch: dict[str, Array], segments: Int[Array, "b p"], key: Array, *, mix: MixConfig
+) -> dict[str, Any]:
+    """Actions and conditions with those of some clips made null.
 
-    In half of the samples that lose their actions, only those from some row of the plan on are lost, as
+    In half of the clips that lose their actions, only those from some row of the plan on are lost, as
     when a recorded clip is continued freely.
     """
     action_key, cut_key, half_key, condition_key = jax.random.split(key, 4)
-    b, p = batch["codes"].shape[:2]
-    cut = jax.random.randint(cut_key, (b, 1), 0, p) * jax.random.bernoulli(half_key, 0.5, (b, 1))
-    drop_action = jax.random.bernoulli(action_key, mix.null_actions, (b, 1)) & (batch["orders"] >= cut)
-    drop_condition = jax.random.bernoulli(condition_key, mix.null_conditions, (b, 1))
+    orders, b = batch["orders"], batch["codes"].shape[0]
+    clips, clip = b * mix.segments, _number(segments, orders, most=mix.segments)[..., 0]
+    length = jnp.zeros(clips, jnp.int32).at[clip].add(segments != PADDING)
+    cut = jax.random.randint(cut_key, (clips,), 0, jnp.maximum(length, 1))
+    cut = cut * jax.random.bernoulli(half_key, 0.5, (clips,))
+    action = jax.random.bernoulli(action_key, mix.null_actions, (clips,))
+    drop_action = action[clip] & (orders >= cut[clip])
+    drop_condition = jax.random.bernoulli(condition_key, mix.null_conditions, (clips,))[clip]
 
     def null(values: Array, drop: Array) -> Array:
         drop = drop.reshape(*drop.shape, *([1] * (values.ndim - 2)))

@@ -96,7 +96,8 @@ def train(
     if stage in ("refine", "all"):
         train_stage(_refine(config, tokenizer, mesh), workdir, **run)
     if stage in ("dynamics", "all"):
-        train_stage(_dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy), workdir, **run)
+        for part in _dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy):
+            train_stage(part, workdir, **run)
     whole = _stands_at(workdir, "dynamics") >= config.dynamics.steps
     if whole and is_lead():
         parts = {"tokenizer": (steps, tokenizer)}
@@ -132,7 +133,8 @@ def _refine(config: TrainConfig, tokenizer: Any, mesh: Mesh | None) -> Stage:
 
 def _dynamics(
     config: TrainConfig, workdir: Path, tokenizer: Any, *, mesh: Mesh | None, strategy: str
-) -> Stage:
+) -> list[Stage]:
+    """The phases of its training that are not yet done; the last one always."""
     path, split = config.data.path, config.data.split
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
@@ -140,8 +142,13 @@ def _dynamics(
     count = partial(Counter("encoding"), split) if is_lead() else None
     codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
     held_out = open_source(path, config.data.eval_split, keys=keys)
-    samples = dynamics_samples(config, held_out, tokenizer)
-    return dynamics_stage(config, codes, mesh=mesh, strategy=strategy, samples=samples)
+    parts = []
+    for end, part in config.phases:
+        samples = dynamics_samples(part, held_out, tokenizer)
+        stage = dynamics_stage(part, codes, mesh=mesh, strategy=strategy, samples=samples)
+        parts.append(dataclasses.replace(stage, until=end))
+    stands = _stands_at(workdir, "dynamics")
+    return [part for part in parts if part.end > stands] or parts[-1:]
 
 
 def _stands_at(workdir: Path, name: str) -> int:

@@ -87,7 +87,9 @@ def _some_frames(source: Source, config: TrainConfig, count: int = 128) -> np.nd
     return np.concatenate(chunks)[None]
 
 
-def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: int, mine: Share) -> Loader:
+def _loader(
+    config: TrainConfig, source: Source, stage: StageName, *, frames: int, mine: Share, segments: int = 1
+) -> Loader:
     """This process's share of a stage's clips; each stage shuffles with a seed of its own."""
     return Loader(
         source,
@@ -96,6 +98,7 @@ def _loader(config: TrainConfig, source: Source, stage: StageName, *, frames: in
         seed=config.seed + STAGES.index(stage),
         rows=mine.rows,
         threads=config.data.threads,
+        segments=segments,
     )
 
 
@@ -121,7 +124,8 @@ def dynamics_stage(
     f = config.world.tokenizer.frames_per_chunk
     span = config.dynamics.frames // f
     mine = share(mesh, config.dynamics.batch, sequence=True)
-    loader = _loader(config, source, "dynamics", frames=span, mine=mine)
+    segments = config.mix.segments
+    loader = _loader(config, source, "dynamics", frames=span, mine=mine, segments=segments)
     strategy = strategy if mine.parts > 1 else "local"
 
     def batches(start: int) -> Iterator[Batch]:
@@ -133,7 +137,8 @@ def dynamics_stage(
         del frozen, step
         digits = config.world.tokenizer.digits
         model = nnx.merge(graph, params)
-        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, strategy=strategy)
+        remat = config.dynamics.remat
+        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, strategy=strategy, remat=remat)
 
     return Stage(
         name="dynamics",
@@ -217,7 +222,8 @@ def plan_batch(
     The plan of a row depends on the seed, the step and the row's number alone.
 
     Args:
-      clip: arrays ``[b span ...]``, a row a chunk.
+      clip: arrays ``[b span ...]``, a row a chunk; where several clips are packed into a row, ``segments``
+        says which of them each chunk is of (see :class:`worldsim.data.loader.Loader`).
       config: of the run.
       step: of training.
       rows: the rows' numbers, counted over all processes; None counts them from 0.
@@ -225,8 +231,9 @@ def plan_batch(
         in the order of generation.
 
     Returns:
-      The same arrays gathered to ``[b p ...]``, with ``times [b p]`` in frames, ``orders [b p]`` and
-      ``queries [b q]``, the places of the chunks that carry loss.
+      The same arrays gathered to ``[b p ...]``, with ``times [b p]`` in frames since the clip's beginning,
+      ``orders [b p]`` and ``queries [b q]``, the places of the chunks that carry loss. ``segments [b p]``
+      is there where it was; -1 in it is padding, and in ``queries`` nothing.
 
     Raises:
       ValueError: chunks or queries that don't divide over the devices.
@@ -234,17 +241,24 @@ def plan_batch(
     count, span = clip["codes"].shape[:2]
     rows = range(count) if rows is None else rows
     pinned, scale = config.world.dynamics.pinned, config.world.tokenizer.frames_per_chunk
-    orders, asked = stripes(config.mix.chunks, parts), stripes(config.mix.queries, parts)
-    place = np.argsort(orders)
+    dealt, asked = stripes(config.mix.chunks, parts), stripes(config.mix.queries, parts)
+    place = np.argsort(dealt)
+    packed = clip.get("segments", np.zeros((count, span), int))
+    spans = [np.bincount(row[row >= 0]).tolist() for row in packed]
     plans = [
-        sample_plan(np.random.default_rng((config.seed, step, row)), span, mix=config.mix, pinned=pinned)
-        for row in rows
+        sample_plan(np.random.default_rng((config.seed, step, row)), one, mix=config.mix, pinned=pinned)
+        for row, one in zip(rows, spans, strict=True)
     ]
+    begins = [np.cumsum([0, *one])[p.segments] for one, p in zip(spans, plans, strict=True)]
     out = {
-        name: np.stack([a[p.positions[orders]] for a, p in zip(array, plans, strict=True)])
+        name: np.stack([a[p.positions[dealt]] for a, p in zip(array, plans, strict=True)])
         for name, array in clip.items()
     }
-    out["times"] = np.stack([p.positions[orders] * scale for p in plans]).astype(np.float32)
-    out["orders"] = np.broadcast_to(orders, (count, len(orders))).astype(np.int32)
-    out["queries"] = np.stack([place[p.queries[asked]] for p in plans]).astype(np.int32)
+    times = [(p.positions - begin)[dealt] * scale for p, begin in zip(plans, begins, strict=True)]
+    out["times"] = np.stack(times).astype(np.float32)
+    out["orders"] = np.stack([p.orders[dealt] for p in plans]).astype(np.int32)
+    if "segments" in clip:
+        out["segments"] = np.stack([p.segments[dealt] for p in plans]).astype(np.int32)
+    queries = np.stack([p.queries[asked] for p in plans])
+    out["queries"] = np.where(queries < 0, -1, place[queries]).astype(np.int32)
     return out

@@ -58,6 +58,8 @@ class Stage:
       after: ``(before, params, batch, key, step)`` to parameters, pure: moves what no gradient moves, given
         the parameters before and after the optimizer's step; or None.
       samples: ``(ema, frozen, step, folder)`` writes something to look at, or None.
+      until: the step that its part of the training ends with, where others go on from there in the same
+        folder; None is the last.
       sequence: whether the second dimension of its batches is one of chunks, to be spread over devices.
     """
 
@@ -72,3 +74,9 @@ class Stage:
     after: Callable[[Params, Params, dict[str, jax.Array], jax.Array, jax.Array], Params] | None = None
     samples: Callable[[Params, Params, int, Path], None] | None = None
     sequence: bool = False
+    until: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The last step of its part."""
+        return self.config.steps if self.until is None else self.until
