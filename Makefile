@@ -26,6 +26,9 @@ else
 endif
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
+# A process for each core, to a limit; the tests of a file share what they train.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
 .PHONY: help demo test test-all lint types format install install-dev tree lock clean
 
 help:
@@ -35,10 +38,10 @@ demo: .venv/core.stamp
 	$(BIN)/worldsim demo --out out/demo
 
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -4,8 +4,8 @@
     worldsim train configs/recall.py --workdir runs/recall
     python scripts/recall.py runs/recall/world
 
-A frame is one token of four codes. Episodes are 24 to 288 frames long and packed into rows of 288, so that
-looking a colour up is learnt among few and holds among many.
+A frame is one token of four codes. Episodes are 24 to 288 frames long, most of them short, and packed into
+rows of 288: to look a colour up is learnt among few and holds among many.
 """
 
 from worldsim.config import (
@@ -45,7 +45,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=3000,
+            steps=2000,
             batch=8,
             frames=LENGTH,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.995),

@@ -1,7 +1,10 @@
 """What every test runs under: JAX on the CPU, and shapes checked at each call of the package."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX is imported
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_force_host_platform_device_count=8"
 )  # for what spreads over devices
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one test or process compiles, the others read
+    folder = tempfile.mkdtemp(prefix="worldsim-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 if importlib.util.find_spec("beartype"):
     from jaxtyping import install_import_hook

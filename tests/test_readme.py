@@ -143,6 +143,7 @@ def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
         ("data", "make", "ale"): ["--frames", "300", "--test-frames", "300"],
         ("data", "make", "doom"): ["--frames", "40", "--test-frames", "40"],
         ("data", "make", "sprites"): ["--episodes", "16", "--test-episodes", "2"],
+        ("data", "make", "recall"): ["--episodes", "16", "--test-episodes", "2"],
         ("evaluate",): ["--clips", "2", "--horizon", "8", "--samples", "1", "--steps", "1"],
         ("train",): [
             *("--tokenizer.steps", "3", "--tokenizer.batch", "2", "--tokenizer.sample-every", "0"),
@@ -151,7 +152,7 @@ def test_the_way_from_recording_to_video(tmp_path, monkeypatch):
         ],
     }
     way = [c[1:] for c in COMMANDS if c[1] in ("data", "train") or "runs/pong/world" in c]
-    assert len(way) == 10
+    assert len(way) == 12
     for command in way:
         less = next((extra for start, extra in few.items() if tuple(command[: len(start)]) == start), [])
         cli.main([*command, *less])

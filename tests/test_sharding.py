@@ -181,7 +181,7 @@ def test_half_an_address_is_refused(monkeypatch):
     for name in ("COORDINATOR", "PROCESSES", "PROCESS"):
         monkeypatch.delenv(f"WORLDSIM_{name}", raising=False)
     distributed.start()
-    with pytest.raises(ValueError, match="'processes', 'index'"):
+    with pytest.raises(ValueError, match="'processes', 'process'"):
         distributed.start("127.0.0.1:1234")
     with pytest.raises(ValueError, match="process 2 of 2"):
         distributed.start("127.0.0.1:1234", processes=2, index=2)

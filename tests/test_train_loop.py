@@ -45,26 +45,6 @@ def assert_same(a, b):
         np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same few programs are compiled by most tests here: keep them for the length of this file."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 class StoppedError(Exception):
     pass
 

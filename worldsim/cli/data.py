@@ -122,7 +122,7 @@ def make_recall(
       episodes: in the training split.
       test_episodes: in the held-out split.
       length: frames of an episode; in each, a colour shown at its beginning is asked for at its end.
-      shortest: frames of the shortest episodes in the training split; half of them are of full length.
+      shortest: frames of the shortest episodes in the training split; an eighth of them is of full length.
     """
     from worldsim.data import make
     from worldsim.data.recall import RecallConfig

@@ -46,8 +46,8 @@ class RecallConfig:
     Attributes:
       length: frames of the longest episodes; in any, a colour shown at its start is asked for at its end.
       pairs: colours shown and asked for in those, each beside another glyph; shorter ones have their share.
-      shortest: frames of the shortest episodes. Half of them are of full length, the others log-uniform in
-        between: to look a colour up is learnt from few, and packing fills the rows.
+      shortest: frames of the shortest episodes. An eighth of them is of full length, the others log-uniform
+        in between: to look a colour up is learnt from few, and packing fills the rows.
       cell: pixels along each side of a cell, a multiple of 4.
     """
 
@@ -100,7 +100,7 @@ def write_script(config: RecallConfig, rng: np.random.Generator) -> Script:
     Half of the distances are uniform and half of them log-uniform, so that near and far questions are common.
     """
     length = config.length
-    if rng.random() < 0.5:
+    if rng.random() < 7 / 8:
         length = round(np.exp(rng.uniform(np.log(config.shortest), np.log(config.length))))
     rows = {field.name: np.full(length, -1, np.int32) for field in dataclasses.fields(Script)}
     rows["event"][:] = NOTHING

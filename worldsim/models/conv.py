@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over the last axis: no statistics over time, space or batch."""
 
-    def __init__(self, width: int, *, scale: float = 1.0, dtype=None):
-        self.scale = nnx.Param(jnp.full((width,), scale))
+    def __init__(self, width: int, *, dtype=None):
+        self.scale = nnx.Param(jnp.ones(width))
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

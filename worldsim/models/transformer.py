@@ -20,17 +20,18 @@ Mix = Callable[
 """From unrotated queries, keys and values of a layer to what each token reads."""
 
 
-NEAR, SHARP = 2.0, 2.0
-"""How much every query looks at its own place and time at first, and the scale of queries and keys."""
+NEAR, FAST = 4.0, 2
+"""How much every query looks at its own place and time at first, by how many rotary pairs of each axis."""
 
 
 def _near(_: Array, shape: tuple[int, ...], dtype=jnp.float32, *, head: int) -> Array:
-    """A bias of queries and keys that points along the first axis of every rotated pair.
+    """A bias of queries and keys that points along the first axis of the pairs that turn fastest.
 
     Turned by their rotary phases, two such biases agree where time, row and column do, so that attention
     starts at what is near. (Su, https://kexue.fm/archives/9577, on biases beside rotary positions.)
     """
-    pair = jnp.concatenate([jnp.full(head // 2, NEAR), jnp.zeros(head // 2)])
+    pairs = jnp.concatenate([jnp.arange(count) < FAST for count in (head // 4, head // 8, head // 8)])
+    pair = jnp.concatenate([NEAR * pairs, jnp.zeros(head // 2)])
     return jnp.tile(pair, shape[0] // head).astype(dtype)
 
 
@@ -44,8 +45,8 @@ class Attention(nnx.Module):
         self.query = nnx.Linear(config.width, config.width, bias_init=near, rngs=rngs, dtype=dtype)
         self.key = nnx.Linear(config.width, config.width, bias_init=near, rngs=rngs, dtype=dtype)
         self.value = nnx.Linear(config.width, config.width, use_bias=False, rngs=rngs, dtype=dtype)
-        self.query_norm = RMSNorm(head, scale=SHARP)
-        self.key_norm = RMSNorm(head, scale=SHARP)
+        self.query_norm = RMSNorm(head)
+        self.key_norm = RMSNorm(head)
         self.out = nnx.Linear(
             config.width,
             config.width,
