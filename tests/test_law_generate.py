@@ -59,8 +59,13 @@ def verbs(world):
 VERBS = ("forward", "backward", "infill", "loop", "animate")
 
 
-@pytest.mark.parametrize("name", VERBS)
-@pytest.mark.parametrize("which", ["world", "pair_world"])
+SOONER = [("world", name) for name in VERBS] + [("pair_world", "forward"), ("pair_world", "infill")]
+LATER = [("pair_world", name) for name in ("backward", "loop", "animate")]
+
+
+@pytest.mark.parametrize(
+    ("which", "name"), SOONER + [pytest.param(*case, marks=pytest.mark.slow) for case in LATER]
+)
 def test_known_frames_come_back_untouched_and_new_ones_are_where_they_belong(which, name, request):
     call, given = verbs(request.getfixturevalue(which))[name]
     out = call(key=KEY)

@@ -62,8 +62,15 @@ def gradient(remat, parts=1):
         return {path: np.asarray(x) for path, x in by_path(compiled(PARAMS, placed)).items()}, compiled
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("remat", sorted(POLICIES))
+@pytest.mark.parametrize(
+    ("remat", "parts"),
+    [
+        ("attention", 1),
+        ("layer", 2),
+        pytest.param("attention", 2, marks=pytest.mark.slow),
+        pytest.param("layer", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_those_of_keeping_everything(remat, parts):
     want, found = gradient("none", parts)[0], gradient(remat, parts)[0]
     for path, array in want.items():
