@@ -4,7 +4,7 @@
     worldsim train configs/recall.py --workdir runs/recall
     python scripts/recall.py runs/recall/world
 
-A frame is one token of four codes. Episodes are 24 to 288 frames long, most of them short, and packed into
+A frame is one token of four codes. Episodes are 12 to 288 frames long, most of them short, and packed into
 rows of 288: to look a colour up is learnt among few and holds among many.
 """
 
@@ -56,6 +56,6 @@ def get_config() -> TrainConfig:
         tokenizer_loss=TokenizerLossConfig(commitment=0.1),
         mix=MixConfig(
             chunks=LENGTH, queries=240, forward=1.0, backward=0.0, infill=0.0, shuffled=0.0, keyframes=0.0,
-            clean=1.0, segments=8,
+            clean=1.0, segments=12,
         ),
     )  # fmt: skip

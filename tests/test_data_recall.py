@@ -82,7 +82,7 @@ def test_most_episodes_are_shorter_and_ask_for_less():
     lengths = np.array(lengths)
     assert pairs == (lengths // 8).tolist()
     assert 0.06 < (lengths == 96).mean() < 0.22
-    assert 16 <= lengths.min() < 20 and 0.3 < (lengths < 40).mean() < 0.6
+    assert 16 <= lengths.min() < 18 and 0.5 < (lengths < 40).mean() < 0.8
 
 
 def test_glyphs_are_far_apart():

@@ -109,7 +109,7 @@ def make_recall(
     episodes: int = 2000,
     test_episodes: int = 100,
     length: int = 288,
-    shortest: int = 24,
+    shortest: int = 12,
     making: Annotated[Making, FLAT] = Making(),
 ) -> None:
     """Make the toy world of recall: colours shown once and asked for later, with truth in every frame.

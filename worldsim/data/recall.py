@@ -46,14 +46,15 @@ class RecallConfig:
     Attributes:
       length: frames of the longest episodes; in any, a colour shown at its start is asked for at its end.
       pairs: colours shown and asked for in those, each beside another glyph; shorter ones have their share.
-      shortest: frames of the shortest episodes. An eighth of them is of full length, the others log-uniform
-        in between: to look a colour up is learnt from few, and packing fills the rows.
+      shortest: frames of the shortest episodes. An eighth of them is of full length; of the others, there are
+        as many frames in those from 12 to 24 frames as from 24 to 48, and so on: to look a colour up is
+        learnt among few, and packing fills the rows.
       cell: pixels along each side of a cell, a multiple of 4.
     """
 
     length: int = 288
     pairs: int = 24
-    shortest: int = 24
+    shortest: int = 12
     cell: int = 4
 
     def __post_init__(self) -> None:
@@ -100,8 +101,8 @@ def write_script(config: RecallConfig, rng: np.random.Generator) -> Script:
     Half of the distances are uniform and half of them log-uniform, so that near and far questions are common.
     """
     length = config.length
-    if rng.random() < 7 / 8:
-        length = round(np.exp(rng.uniform(np.log(config.shortest), np.log(config.length))))
+    if rng.random() > 1 / 8:
+        length = round(1 / rng.uniform(1 / config.length, 1 / config.shortest))
     rows = {field.name: np.full(length, -1, np.int32) for field in dataclasses.fields(Script)}
     rows["event"][:] = NOTHING
     glyphs = rng.permutation(GLYPHS)[: max(1, config.pairs * length // config.length)]
