@@ -7,8 +7,8 @@
 A frame is one token of four codes. Episodes are 12 to 288 frames long, most of them short, and packed into
 rows of 288: to look a colour up is learnt among few and holds among many.
 
-Cost on two CPU cores: 2 minutes for the tokenizer, 1 for the codes, 14 for the dynamics. After half of it all
-2400 answers of the held-out episodes were right, at every distance.
+On two CPU cores a schedule of 2000 steps, ended at 720 after some 10 minutes, answered all 2400 questions of
+the held-out episodes right, at every distance. 1000 is that with something to spare.
 """
 
 from worldsim.config import (

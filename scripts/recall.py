@@ -63,13 +63,13 @@ def answers(
     asked = np.stack([np.flatnonzero(record["event"] == ANSWER) for record in records]).astype(np.int32)
     take = lambda name: np.stack([r[name][at] for r, at in zip(records, asked, strict=True)])
     colors, cues = take("color"), take("cue_time")
-    table = read_colors(np.take_along_axis(codes[:, :, -1, -1], asked, axis=1), colors)
+    meant = read_colors(np.take_along_axis(codes[:, :, -1, -1], asked, axis=1), colors)
     drawn = [
         likeliest(*world.dynamics, codes[i : i + batch], asked[i : i + batch])
         for i in range(0, len(codes), batch)
     ]
     found = np.concatenate([np.asarray(part) for part in drawn])
-    known = np.where(found < len(table), table[np.minimum(found, len(table) - 1)], -1)
+    known = np.where(found < len(meant), meant[np.minimum(found, len(meant) - 1)], -1)
     return (asked - cues).ravel(), (known == colors).ravel()
 
 
