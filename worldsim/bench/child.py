@@ -34,7 +34,7 @@ def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark in its process.
 
     Args:
-      what: ``ring``.
+      what: ``ring`` or ``blocks``.
       quick: small sizes, to see that it runs; its figures say little.
 
     Returns:
@@ -52,10 +52,11 @@ def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
 
 def main(words: list[str]) -> None:
     """Measure here, and write what was found as one line of JSON to stdout."""
-    from worldsim.bench import ring
+    from worldsim.bench import blocks, ring
     from worldsim.bench.rows import as_json
 
-    rows, machine = ring.measure(ring.QUICK if "quick" in words else ring.FULL)
+    suite = {"ring": ring, "blocks": blocks}[words[0]]
+    rows, machine = suite.measure(suite.QUICK if "quick" in words else suite.FULL)
     sys.stdout.write(as_json([row.plain() for row in rows], machine) + "\n")
 
 

@@ -103,17 +103,17 @@ def clock_of(kind: str) -> tuple[Callable[[], float], str]:
     return (time.process_time, "CPU s") if kind == "cpu" else (time.perf_counter, "s")
 
 
-def product(device: Any) -> tuple[Callable[[], Any], float]:
-    """A product of large float32 matrices, to be run beside the cases, and its flops.
+def product(device: Any, dtype: Any = "float32", *, side: int = SQUARE) -> tuple[Callable[[], Any], float]:
+    """A product of large matrices of a type, to be run beside the cases, and its flops.
 
     Its rate is what floors are worked out from: flops over flops per second.
     """
     import jax
-    import jax.numpy as jnp
 
-    square = jax.device_put(jnp.ones((SQUARE, SQUARE), jnp.float32), device)
+    noise = jax.random.normal(jax.random.key(0), (side, side)) * side**-0.5
+    square = jax.device_put(noise.astype(dtype), device)
     times = jax.jit(lambda x: jax.lax.fori_loop(0, 4, lambda _, y: x @ y, x)).lower(square).compile()
-    return lambda: jax.block_until_ready(times(square)), 4 * 2.0 * SQUARE**3
+    return lambda: jax.block_until_ready(times(square)), 4 * 2.0 * side**3
 
 
 def machine(devices: Iterable[Any]) -> dict[str, Any]:

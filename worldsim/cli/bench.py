@@ -8,7 +8,10 @@ from worldsim.cli.options import positional, tell
 
 
 def bench(
-    what: Annotated[Literal["ring"], *positional("WHAT", "ring: attention over many devices.")],
+    what: Annotated[
+        Literal["ring", "blocks"],
+        *positional("WHAT", "ring: attention over many devices; blocks: on one, in all patterns."),
+    ],
     json: bool = False,
     quick: bool = False,
 ) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from worldsim.ops import blocks
 from worldsim.ops.ring_attention import Ring, attend_shards
 from worldsim.ops.visible import KNOWN, PADDING, QUERY, UNSEEN, visible
 from worldsim.plain import nearest
@@ -59,7 +60,7 @@ def attend(
         ``context``: ``ring`` passes keys and values from device to device, ``allgather`` brings all of them
         to all, which is faster while they fit.
       tile: tokens whose scores with as many others are in memory at a time. None chooses by the number of
-        rows and heads.
+        rows and heads. Of the pure-JAX block; others (:mod:`worldsim.ops.blocks`) have tiles of their own.
       unit: tokens of a chunk; tiles that are chosen are whole chunks, so that few of them need a mask, and
         what they see is told chunk by chunk.
 
@@ -68,17 +69,16 @@ def attend(
 
     Raises:
       ValueError: sizes that don't fit one another or the mesh, or a strategy that has no mesh to run on.
+      RuntimeError: a block was asked for by name that cannot serve.
     """
     _check(q, k, strategy)
     mesh = jax.sharding.get_abstract_mesh()
     if strategy != "local" and mesh.empty:
         raise ValueError(f"attend: {strategy!r} needs a mesh with an axis 'context'; call jax.set_mesh.")
     if mesh.empty or mesh.size == 1:
-        tiles = tile_sizes(q, k, tile, unit=unit)
-        return _padded(Ring(*tiles, part=part_size(unit, *tiles)), q, k, v, q_ids, k_ids)[0]
+        return _padded(_ring(q, k, tile, unit=unit), q, k, v, q_ids, k_ids)[0]
     spread = context_size() if strategy != "local" else 1
-    tiles = tile_sizes(q, k, tile, unit=unit, spread=spread, copies=mesh.size // spread)
-    ring = Ring(*tiles, part=part_size(unit, *tiles))
+    ring = _ring(q, k, tile, unit=unit, spread=spread, copies=mesh.size // spread)
     if spread > 1:
         ring = dataclasses.replace(ring, axis="context", size=spread, gather=strategy == "allgather")
     tokens, ids = _specs(mesh, q, k, spread=spread > 1)
@@ -109,7 +109,7 @@ def attend_block(
     Returns:
       The output in float32 (zero where a row sees nothing) and the log-sum-exp of the row's scores.
     """
-    return _padded(Ring(*tile_sizes(q, k, None), exact=True), q, k, v, q_ids, k_ids)
+    return _padded(dataclasses.replace(_ring(q, k, None), exact=True), q, k, v, q_ids, k_ids)
 
 
 def merge(
@@ -141,6 +141,16 @@ def reference(
     weights = jnp.where(seen, jnp.exp(scores - jnp.where(seen, scores, UNSEEN).max(-1, keepdims=True)), 0.0)
     total = weights.sum(-1, keepdims=True)
     return jnp.einsum("bhnm,bmhe->bnhe", weights / jnp.where(total > 0, total, 1.0), v)
+
+
+def _ring(q: Array, k: Array, tile: int | None, *, unit: int = 1, spread: int = 1, copies: int = 1) -> Ring:
+    """The tiles of one shard, in the sizes that its block takes; arguments as of :func:`tile_sizes`."""
+    width, group = q.shape[3], q.shape[2] // k.shape[2]
+    block = blocks.chosen(q.dtype, width=width, group=group)
+    if block != "jax":
+        return Ring(*blocks.tiles(width, group), block=block)
+    sizes = tile_sizes(q, k, tile, unit=unit, spread=spread, copies=copies)
+    return Ring(*sizes, part=part_size(unit, *sizes))
 
 
 def tile_sizes(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from worldsim.ops import blocks
 from worldsim.ops import tiled_attention as tiled
 from worldsim.ops.tiled_attention import Columns, Rows
 from worldsim.ops.visible import UNSEEN
@@ -42,6 +43,7 @@ class Ring:
       gather: bring all keys and values to every device at once instead of passing them round.
       exact: give outputs in float32, for merging, and not in the queries' dtype.
       part: tokens whose ids are looked at together to see which tiles can be left out; they divide a tile.
+      block: what computes a pair of shards; see :mod:`worldsim.ops.blocks`.
     """
 
     rows: int
@@ -51,6 +53,7 @@ class Ring:
     gather: bool = False
     exact: bool = False
     part: int | None = None
+    block: str = "jax"
 
     def pass_on(self, x: Any) -> Any:
         """Each device's arrays, now with its right neighbour."""
@@ -97,6 +100,7 @@ def _columns(ring: Ring, k, v, k_ids) -> Columns:
 
 def _forward(ring: Ring, q, k, v, q_ids, k_ids):
     groups = k.shape[2]
+    forward = blocks.module(ring.block).block_forward
     rows = tiled.cut_rows(scaled(q), groups, ring.rows)
     ids = tiled.cut_ids(q_ids, ring.rows, repeat=q.shape[2] // groups)
     rows, columns = Rows((rows,), ids), _columns(ring, k, v, k_ids)
@@ -106,10 +110,10 @@ def _forward(ring: Ring, q, k, v, q_ids, k_ids):
         def hop(carry, _):
             columns, sums = carry
             coming = ring.pass_on(columns)
-            return (coming, tiled.block_forward(rows, columns, sums, part=ring.part)), None
+            return (coming, forward(rows, columns, sums, part=ring.part)), None
 
         (columns, sums), _ = jax.lax.scan(hop, (columns, sums), length=ring.size - 1)
-    out, lse = tiled.finish(tiled.block_forward(rows, columns, sums, part=ring.part))
+    out, lse = tiled.finish(forward(rows, columns, sums, part=ring.part))
     out = tiled.join_rows(out, ring.rows)
     out = out if ring.exact else out.astype(q.dtype)
     lse = tiled.join_rows(lse[..., None], ring.rows)[..., 0]
@@ -136,20 +140,21 @@ def _backward(ring: Ring, kept, cotangents):
 
 def _around(ring: Ring, rows: Rows, columns: Columns, dq):
     """The gradients of queries, and those of this device's own keys and values."""
+    backward = blocks.module(ring.block).block_backward
     if ring.size == 1 or ring.gather:
-        dq, *dkv = tiled.block_backward(rows, columns, dq, part=ring.part)
+        dq, *dkv = backward(rows, columns, dq, part=ring.part)
         return dq, ring.hand_back(dkv) if ring.size > 1 else dkv
 
     def hop(carry, _):
         columns, dq, late = carry
         arrived = ring.pass_on(late)
-        dq, *dkv = tiled.block_backward(rows, columns, dq, part=ring.part)
+        dq, *dkv = backward(rows, columns, dq, part=ring.part)
         return (ring.pass_on(columns), dq, jax.tree.map(jnp.add, arrived, dkv)), None
 
     late = [tiled.zeros(columns.k), tiled.zeros(columns.v)]
     (columns, dq, late), _ = jax.lax.scan(hop, (columns, dq, late), length=ring.size - 1)
     arrived = ring.pass_on(late)
-    dq, *dkv = tiled.block_backward(rows, columns, dq, part=ring.part)
+    dq, *dkv = backward(rows, columns, dq, part=ring.part)
     return dq, ring.pass_on(jax.tree.map(jnp.add, arrived, dkv))
 
 

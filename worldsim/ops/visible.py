@@ -12,6 +12,8 @@ construction:
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -30,6 +32,11 @@ def visible(q_ids: Int[Array, "b n 3"], k_ids: Int[Array, "b m 3"]) -> Bool[Arra
 
 def sees(q: Int[Array, "3 ..."], k: Int[Array, "3 ..."]) -> Bool[Array, "..."]:
     """The law for segments, orders and streams that broadcast against one another."""
+    return law(tuple(q), tuple(k))
+
+
+def law(q: tuple[Any, ...], k: tuple[Any, ...]) -> Any:
+    """The same for segments, orders and streams in arrays of their own."""
     (q_segment, q_order, q_stream), (k_segment, k_order, k_stream) = q, k
     earlier = (k_stream == KNOWN) & (k_order < q_order)
     own = (k_order == q_order) & (k_stream == q_stream)

@@ -145,7 +145,7 @@ def dynamics_loss(
     segments = batch.get("segments", jnp.zeros_like(orders))
     chunks = _number(segments, orders, most=mix.segments)
     noise = _by_chunk(jax.random.uniform, noise_key, chunks) * model.config.max_noise
-    clean = _by_chunk(partial(jax.random.bernoulli, p=mix.clean), clean_key, chunks)
+    clean = _by_chunk(partial(jax.random.bernoulli, p=float(mix.clean)), clean_key, chunks)
     noise = jnp.where(clean, 0.0, noise)
     extras = _drop_inputs(batch, segments, null_key, mix=mix)
     known = Chunks(
@@ -217,9 +217,9 @@ def _drop_inputs(
     length = jnp.zeros(clips, jnp.int32).at[clip].add(segments != PADDING)
     cut = jax.random.randint(cut_key, (clips,), 0, jnp.maximum(length, 1))
     cut = cut * jax.random.bernoulli(half_key, 0.5, (clips,))
-    action = jax.random.bernoulli(action_key, mix.null_actions, (clips,))
+    action = jax.random.bernoulli(action_key, float(mix.null_actions), (clips,))
     drop_action = action[clip] & (orders >= cut[clip])
-    drop_condition = jax.random.bernoulli(condition_key, mix.null_conditions, (clips,))[clip]
+    drop_condition = jax.random.bernoulli(condition_key, float(mix.null_conditions), (clips,))[clip]
 
     def null(values: Array, drop: Array) -> Array:
         drop = drop.reshape(*drop.shape, *([1] * (values.ndim - 2)))
