@@ -29,10 +29,16 @@ def get_config() -> TrainConfig:
         name="sprites",
         world=WorldConfig(
             tokenizer=TokenizerConfig(
-                height=32, width=32, haar_levels=1, widths=(64,), quantizer="vq", codes=256
+                height=32, width=32, haar_levels=1, widths=(64,), quantizer="vq", codes=128
             ),
             dynamics=DynamicsConfig(
-                width=128, layers=3, heads=4, mlp=512, patch=4, action=ActionConfig("discrete", 5, ACTIONS)
+                width=64,
+                layers=3,
+                heads=2,
+                mlp=256,
+                patch=2,
+                context=11,
+                action=ActionConfig("discrete", 5, ACTIONS),
             ),
             fps=10.0,
         ),
@@ -45,7 +51,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=3000,
+            steps=5000,
             batch=8,
             frames=24,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
@@ -59,5 +65,5 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         tokenizer_loss=TokenizerLossConfig(crop=16, commitment=0.1),
-        mix=MixConfig(chunks=16, queries=8),
+        mix=MixConfig(chunks=12, queries=6),
     )

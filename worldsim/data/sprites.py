@@ -3,8 +3,8 @@
 A sprite has a corner ``(x, y)`` in 0..L with ``L = size - side``, a velocity, a shape and a colour.
 Sprites pass over one another; a later one is drawn above an earlier one and can hide it.
 
-**Sprite 0 is pushed**: the action moves it ``push`` pixels left, right, up or down, and a push that
-would leave the grid does nothing.
+**Sprite 0 is pushed**, and it alone is white: the action moves it ``push`` pixels left, right, up or down, and
+a push that would leave the grid does nothing.
 
 **The others are free.** In each frame, first, with probability ``redraw``, the velocity is drawn anew
 from its stationary distribution given the place, then the sprite moves. Walls reflect: unrolled, each
@@ -40,6 +40,8 @@ SHAPES = ("square", "disc", "cross", "frame")
 COLORS = np.array(
     [[230, 60, 60], [70, 190, 90], [80, 130, 250], [240, 200, 60], [200, 90, 220], [240, 240, 240]], np.uint8
 )
+WHITE = len(COLORS) - 1
+"""The colour of the sprite that actions push, and of no other."""
 BACKGROUND = np.array([24, 24, 32], np.uint8)
 FIELDS = ("x", "y", "vx", "vy", "shape", "color")
 """Columns of a state; velocities are those by which the sprite came to its place."""
@@ -98,7 +100,7 @@ def reset(config: SpriteConfig, rng: np.random.Generator) -> State:
     """A state drawn from the stationary distribution (with ``falling``, at rest in mid-air)."""
     state = np.zeros((config.sprites, len(FIELDS)), np.int32)
     state[:, 4] = rng.integers(len(SHAPES), size=config.sprites)
-    state[:, 5] = rng.permutation(len(COLORS))[: config.sprites]
+    state[0, 5], state[1:, 5] = WHITE, rng.permutation(WHITE)[: config.sprites - 1]
     state[0, :2] = rng.integers(config.span + 1, size=2)
     for sprite in state[1:]:
         phase = rng.integers(2 * config.span, size=2)
