@@ -120,11 +120,11 @@ def test_no_video_is_decoded_outside_the_workers(recordings, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_workers_in_processes_of_their_own_make_the_same_dataset(recordings, tmp_path):
+def test_a_worker_in_a_process_of_its_own_makes_the_same_dataset(recordings, tmp_path):
     for path in sorted(recordings.glob("n[134]*")):
         path.unlink()
     plain = import_recordings(recordings, tmp_path / "plain/set", config=CONFIG)
-    options = ("direct_num_workers=2", "direct_running_mode=multi_processing")
+    options = ("direct_num_workers=1", "direct_running_mode=multi_processing")
     beam = import_recordings(
         recordings, tmp_path / "beam/set", config=CONFIG, beam=BeamConfig("FnApiRunner", options)
     )
