@@ -76,8 +76,8 @@ install-dev: .venv/dev.stamp
 	@touch $@
 
 lock:
-	$(LOCK) --extra build -o requirements.txt
-	$(LOCK) --extra dev -c requirements.txt -o requirements-dev.txt
+	$(LOCK) --extra dev -o requirements-dev.txt
+	$(LOCK) --extra build -c requirements-dev.txt -o requirements.txt
 
 clean:
 	rm -rf .venv out build dist

@@ -24,6 +24,7 @@ ROWS = {
 LAZY = {
     *("IPython", "PIL", "ale_py", "array_record", "av", "grain", "gymnasium", "imageio_ffmpeg"),
     *(
+        "apache_beam",
         "matplotlib",
         "mediapy",
         "rich",

@@ -172,10 +172,24 @@ class Taking:
     overwrite: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """Who does the work.
+
+    Attributes:
+      beam_runner: of Apache Beam, whose workers read, decode and encode the files (extra: beam).
+      beam_options: of Beam's pipelines, each NAME=VALUE or NAME, without dashes.
+    """
+
+    beam_runner: str | None = None
+    beam_options: tuple[str, ...] = ()
+
+
 def import_folder(
     folder: Annotated[Path, *positional("FOLDER", "Holds .mp4 .webm .mov .gif files, or an RLDS set.")],
     shape: Annotated[Shape, FLAT] = Shape(),
     taking: Annotated[Taking, FLAT] = Taking(),
+    running: Annotated[Running, FLAT] = Running(),
     out: Path | None = None,
 ) -> None:
     """Import a folder of recordings; a second time, what is new in it. An RLDS folder is rewrapped.
@@ -185,19 +199,28 @@ def import_folder(
     Args:
       out: folder of the dataset; data/FOLDER by default.
     """
+    from worldsim.data.beam import BeamConfig
     from worldsim.data.decode import Look
-    from worldsim.data.importing import ImportConfig, import_recordings
+    from worldsim.data.importing import import_recordings
     from worldsim.data.rlds import import_rlds, is_rlds
+    from worldsim.data.spool import ImportConfig
 
+    if running.beam_options and running.beam_runner is None:
+        raise ValueError("--beam-options go with --beam-runner NAME, such as --beam-runner DirectRunner.")
+    beam = None if running.beam_runner is None else BeamConfig(running.beam_runner, running.beam_options)
     out = out or Path("data") / folder.resolve().name
     look = Look(shape.height or shape.size, shape.width or shape.size, shape.fit, shape.fps)
     if is_rlds(folder):
+        if beam is not None:
+            raise ValueError(
+                f"{folder} is an RLDS folder, which is rewrapped without decoding; leave --beam-runner out."
+            )
         import_rlds(folder, out, look=look, view=taking.view, test_share=taking.test_share,
                     overwrite=taking.overwrite, progress=Counter("rewrapping"))  # fmt: skip
     else:
         config = ImportConfig(look, taking.actions, taking.actions_follow, taking.test_share)
         done = import_recordings(
-            folder, out, config=config, overwrite=taking.overwrite, progress=Counter("importing")
+            folder, out, config=config, overwrite=taking.overwrite, progress=Counter("importing"), beam=beam
         )
         note(_told(done))
     tell(out)

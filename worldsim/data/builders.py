@@ -154,6 +154,32 @@ def dataset_name(text: str) -> str:
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What an episode, or a part of one, adds to the counts of a split.
+
+    Attributes:
+      length: its frames.
+      spans: start and stop of each record cut from it.
+      hash: of its frames and actions.
+      policy, seed, more: as the episode has them.
+    """
+
+    length: int
+    spans: tuple[tuple[int, int], ...]
+    hash: str
+    policy: str
+    seed: int
+    more: bool
+
+    @classmethod
+    def of(cls, episode: Episode, config: RecordConfig) -> Part:
+        spans = pieces(len(episode), size=config.size, minimum=config.minimum)
+        return cls(
+            len(episode), tuple(spans), episode.hash(), episode.policy, episode.seed, episode.more
+        )  # fmt: skip
+
+
 class Tally:
     """Counts of one split while it is written; begins where ``former`` stopped."""
 
@@ -172,23 +198,37 @@ class Tally:
 
     def add(self, store: ArrayStore | RecordStore, episode: Episode, config: RecordConfig) -> None:
         """Write an episode, or a part of one, to the store and count it."""
-        spans = list(pieces(len(episode), size=config.size, minimum=config.minimum))
-        for start, stop in spans:
-            store.write(self._split, episode, self._counts["episodes"], start, stop)
-        kept = sum(stop - start for start, stop in spans)
+        part = Part.of(episode, config)
+        for start, stop in part.spans:
+            store.write(self._split, episode, self.episodes, start, stop)
+        self.count(part)
+
+    @property
+    def episodes(self) -> int:
+        """How many are complete: the number of the next one."""
+        return self._counts["episodes"]
+
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return self._counts["records"]
+
+    def count(self, part: Part) -> None:
+        """Count what has been written, or will be."""
+        kept = sum(stop - start for start, stop in part.spans)
         for key, count in {
-            "episodes": not episode.more, "frames": kept, "records": len(spans),
-            "dropped": len(episode) - kept,
+            "episodes": not part.more, "frames": kept, "records": len(part.spans),
+            "dropped": part.length - kept,
         }.items():  # fmt: skip
             self._counts[key] += count
-        self._parts.append(episode.hash())
-        if not episode.more:
+        self._parts.append(part.hash)
+        if not part.more:
             whole = hashlib.sha256("".join(self._parts).encode()).hexdigest()
             self._hashes.append(self._parts[0] if len(self._parts) == 1 else whole)
-            self._seeds.append(episode.seed)
+            self._seeds.append(part.seed)
             self._parts = []
-        self._lengths.extend(stop - start for start, stop in spans)
-        self._policies[episode.policy] = self._policies.get(episode.policy, 0) + kept
+        self._lengths.extend(stop - start for start, stop in part.spans)
+        self._policies[part.policy] = self._policies.get(part.policy, 0) + kept
         if self._progress is not None:
             done = self._counts["frames"] + self._counts["dropped"]
             self._progress(self._split, done, max(self._expected, done))

@@ -1,27 +1,25 @@
 """Importing recordings: a folder of video files becomes a dataset, and later grows by what is new.
 
 Files are decoded one after the other into a spool, part by part, so memory does not grow with their
-length, and a file that proves damaged in its middle leaves nothing behind. The new dataset is a version
-folder beside the old one, which goes once the new one stands; unchanged record files are linked.
+length, and a file that proves damaged in its middle leaves nothing behind; or many at a time, by Beam's
+workers. The new dataset is a version folder beside the old one, which goes once the new one stands;
+unchanged record files are linked.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from worldsim.data import actions as beside
-from worldsim.data.builders import Progress, RecordConfig, Tally, check_out, dataset_name, install
-from worldsim.data.decode import Look, Recording, UnusableError, whole_step
-from worldsim.data.episode import Episode
+from worldsim.data.beam import BeamConfig, Placed, Workers
+from worldsim.data.builders import Part, Progress, Tally, check_out, dataset_name, install
+from worldsim.data.decode import UnusableError
 from worldsim.data.info import (
     DataInfo,
     FileInfo,
@@ -30,39 +28,10 @@ from worldsim.data.info import (
     with_statistics,
     write_info,
 )
-from worldsim.data.recordings import Found, find_recordings, one_kind, split_new
+from worldsim.data.recordings import Found, find_recordings, one_kind, split_new, with_rows
 from worldsim.data.source import RecordSource
+from worldsim.data.spool import ImportConfig, Spool, decode
 from worldsim.data.stores import RecordStore
-from worldsim.types import Actions
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportConfig:
-    """How recordings are imported; a dataset grows under one such config only.
-
-    Attributes:
-      look: size and rate of the frames.
-      actions: whether to take the actions beside recordings.
-      follow: they are stored with the frame that they follow, see :mod:`worldsim.data.actions`.
-      test_share: of the files that are held out.
-      records: how recordings are cut into records; one shorter than a record's minimum is skipped.
-    """
-
-    look: Look = dataclasses.field(default_factory=Look)
-    actions: bool = True
-    follow: bool = False
-    test_share: float = 0.1
-    records: RecordConfig = dataclasses.field(default_factory=RecordConfig)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.test_share < 1:
-            raise ValueError(f"ImportConfig: test_share {self.test_share} must lie in [0, 1).")
-
-    def told(self) -> dict[str, Any]:
-        """The options as plain values, by the names that the command line has for them."""
-        values = dataclasses.asdict(self)
-        records = {f"record_{name}": value for name, value in values.pop("records").items()}
-        return values.pop("look") | values | records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +57,7 @@ def import_recordings(
     config: ImportConfig = ImportConfig(),
     overwrite: bool = False,
     progress: Progress | None = None,
+    beam: BeamConfig | None = None,
 ) -> Imported:
     """Import the recordings of a folder that ``out`` does not hold yet.
 
@@ -100,26 +70,32 @@ def import_recordings(
       out: folder of the TFDS dataset to make, or of one that was imported before.
       overwrite: forget what is there and import all anew.
       progress: called with ``files``, the files done and those to be done.
+      beam: has Beam's workers read, decode and encode the files; the dataset is the same. ``folder`` and
+        ``out`` have to be on a file system that every worker has under the same path.
 
     Raises:
       FileNotFoundError: no such folder.
       FileExistsError: ``out`` holds something else than imported recordings.
-      ValueError: no recording, none that can be used (all reasons are given), or options other than those
-        of the dataset at ``out``.
+      ValueError: no recording, none that can be used (all reasons are given), options other than those
+        of the dataset at ``out``, or a runner or options that Beam does not take.
+      ModuleNotFoundError: tensorflow-datasets is missing, or with ``beam`` apache-beam.
+      RuntimeError: Beam failed; what is at ``out`` stays as it was.
     """
     root = Path(out).absolute()
     former = None if overwrite else former_info(root, config)
     if former is None:
         check_out(root, overwrite)
-    found = find_recordings(Path(folder), actions=config.actions)
-    stored = [file for file in former.files if not file.reason] if former else []
-    new, kept, skipped = split_new(found, stored)
-    kind = (former.action.kind, former.action.size * (former.action.kind != "discrete")) if former else None
-    kind, new = one_kind(new, kind)
-    skipped += [item for item in new if item.file.reason]
-    new = sorted((item for item in new if not item.file.reason), key=lambda item: item.file.hash)
-    writer = _Writer(root, config, former)
+    folder = Path(folder) if beam is None else Path(folder).absolute()
+    workers = None if beam is None else Workers(beam, root.with_name(f".{root.name}.beam"), folder)
+    writer = _Writer(root, config, former, workers)
     try:
+        each = map if workers is None else workers.map
+        found = find_recordings(folder, actions=config.actions, each=each)
+        stored = [file for file in former.files if not file.reason] if former else []
+        new, kept, skipped = split_new(found, stored)
+        kind, new = one_kind(new, None if former is None else _stored_kind(former))
+        skipped += [item for item in new if item.file.reason]
+        new = sorted((item for item in new if not item.file.reason), key=lambda item: item.file.hash)
         made, failed = writer.write(new, progress)
         bad = sorted((*(item.file for item in skipped), *failed), key=lambda file: file.name)
         if not made and not kept:
@@ -129,6 +105,10 @@ def import_recordings(
         writer.clean()
     names = {item.file.name for item in found}
     return Imported(info, tuple(made), tuple(bad), tuple(f.name for f in kept if f.name not in names))
+
+
+def _stored_kind(info: DataInfo) -> tuple[str, int]:
+    return info.action.kind, info.action.size * (info.action.kind != "discrete")
 
 
 def reasons(files: Sequence[FileInfo]) -> str:
@@ -164,70 +144,27 @@ def former_info(root: Path, config: ImportConfig) -> DataInfo | None:
     return info
 
 
-class _Spool:
-    """One decoded recording on disk, part by part, until it is known to be whole."""
+_Taken = tuple[Spool, tuple[Part, ...]]
+"""A decoded recording and, where a worker decoded it, how it is cut into records."""
 
-    def __init__(self, folder: Path, found: Found, config: ImportConfig) -> None:
-        self.found, self._config = found, config
-        self._folder = Path(tempfile.mkdtemp(dir=folder))
-        self._lengths: list[int] = []
-        self.actions: Actions | None = None
-        self.rate = 0.0
 
-    def fill(self) -> None:
-        """Decode the recording.
-
-        Raises:
-          UnusableError: damaged, too short, or with another number of actions than frames.
-        """
-        look, rows = self._config.look, self.found.rows
-        recording = Recording(self.found.path, look)
-        part: list[np.ndarray] = []
-        limit = 16 * self._config.records.size
-        step = None if rows is None else 1 if look.fps is None else whole_step(recording.nominal(), look.fps)
-        for frame in recording.frames(step=step):
-            part.append(frame)
-            if len(part) == limit:
-                self._save(part)
-        self._save(part)
-        self.rate = recording.rate
-        if rows is not None:
-            if len(rows) != recording.count:
-                raise UnusableError(f"{len(rows)} rows of actions for {recording.count} frames")
-            self.actions = beside.thinned(beside.aligned(rows, follow=self._config.follow), step or 1)
-        if len(self) < self._config.records.minimum:
-            raise UnusableError(
-                f"it is too short: {len(self)} frames, a record has {self._config.records.minimum} or more"
-            )
-
-    def __len__(self) -> int:
-        return sum(self._lengths)
-
-    def _save(self, part: list[np.ndarray]) -> None:
-        if part:
-            np.save(self._folder / f"{len(self._lengths)}.npy", np.stack(part))
-            self._lengths.append(len(part))
-            part.clear()
-
-    def episodes(self) -> Iterator[Episode]:
-        """The parts of the one episode that a recording is."""
-        start = 0
-        for index, length in enumerate(self._lengths):
-            frames = np.load(self._folder / f"{index}.npy")
-            rows = None if self.actions is None else self.actions[start : start + length]
-            more = index + 1 < len(self._lengths)
-            yield Episode(frames, rows, policy="recorded", offset=start, more=more)
-            start += length
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+def take_one(found: Found, *, config: ImportConfig, home: Path) -> _Taken | str:
+    """In a worker: decode a recording, given without its actions, or tell why it can't be taken."""
+    try:
+        found = with_rows(found)
+        spool = decode(found, config, home)
+    except UnusableError as error:
+        return str(error)
+    return spool, tuple(Part.of(episode, config.records) for episode in spool.episodes())
 
 
 class _Writer:
     """The next version of a dataset while it is written."""
 
-    def __init__(self, root: Path, config: ImportConfig, former: DataInfo | None) -> None:
-        self._root, self._config, self._former = root, config, former
+    def __init__(
+        self, root: Path, config: ImportConfig, former: DataInfo | None, workers: Workers | None
+    ) -> None:
+        self._root, self._config, self._former, self._workers = root, config, former, workers
         self._partial = root.with_name(f".{root.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)
         self._version = "1.0.0"
@@ -239,6 +176,7 @@ class _Writer:
         self._largest = 0
         splits = former.splits if former else {}
         self._tallies = {split: Tally(split, former=info) for split, info in splits.items()}
+        self._placed: dict[str, list[Placed]] = {}  # what is left to Beam's workers to write
 
     def write(self, new: Sequence[Found], progress: Progress | None) -> tuple[list[FileInfo], list[FileInfo]]:
         """Decode and store recordings, given in the order of their hashes; those stored, and those skipped.
@@ -247,26 +185,42 @@ class _Writer:
         """
         made: list[FileInfo] = []
         failed: list[FileInfo] = []
-        held: _Spool | None = None
+        held: tuple[Found, _Taken] | None = None
+        for item, taken in self._decoded(new, progress):
+            if isinstance(taken, str):
+                failed.append(item.skipped(taken).file)
+                continue
+            if held is not None:
+                made.append(self._store_one(*held, last=False))
+            held = item, taken
+        if held is not None:
+            made.append(self._store_one(*held, last=True))
+        if self._store is not None and self._workers is not None and self._placed:
+            self._store.adopt(self._workers.write(self._name, self._placed))
+        if progress is not None and new:
+            progress("files", len(new), len(new))
+        return made, failed
+
+    def _decoded(
+        self, new: Sequence[Found], progress: Progress | None
+    ) -> Iterator[tuple[Found, _Taken | str]]:
+        """What was decoded of each recording, or why it can't be taken; in their order."""
+        if self._workers is not None and new:
+            self._open()
+            if progress is not None:
+                progress("files", 0, len(new))
+            take = functools.partial(take_one, config=self._config, home=self._workers.home())
+            plain = [dataclasses.replace(item, rows=None) for item in new]
+            yield from zip(new, self._workers.map(take, plain), strict=True)
+            return
         for index, item in enumerate(new):
             if progress is not None:
                 progress("files", index, len(new))
             self._open()
-            spool = _Spool(self._partial, item, self._config)
             try:
-                spool.fill()
+                yield item, (decode(item, self._config, self._partial), ())
             except UnusableError as error:
-                failed.append(item.skipped(str(error)).file)
-                spool.remove()
-                continue
-            if held is not None:
-                made.append(self._store_one(held, last=False))
-            held = spool
-        if held is not None:
-            made.append(self._store_one(held, last=True))
-        if progress is not None and new:
-            progress("files", len(new), len(new))
-        return made, failed
+                yield item, str(error)
 
     def _open(self) -> None:
         if self._store is None:
@@ -274,23 +228,32 @@ class _Writer:
             if self._former is not None:
                 self._store.adopt(find_dataset(self._root))
 
-    def _split_of(self, spool: _Spool, last: bool) -> str:
+    def _split_of(self, item: Found, last: bool) -> str:
         """Held out below the test share, and where it is needed for both splits to have a file."""
         if last and "train" not in self._tallies:
             return "train"
-        low = spool.found.place < self._config.test_share
+        low = item.place < self._config.test_share
         return "test" if low or "test" not in self._tallies else "train"
 
-    def _store_one(self, spool: _Spool, *, last: bool) -> FileInfo:
-        split = self._split_of(spool, last)
+    def _store_one(self, item: Found, taken: _Taken, *, last: bool) -> FileInfo:
+        spool, parts = taken
+        split = self._split_of(item, last)
         tally = self._tallies.setdefault(split, Tally(split))
-        for episode in spool.episodes():
-            if self._store is not None:
-                tally.add(self._store, episode, self._config.records)
-        spool.remove()
-        if spool.actions is not None and spool.actions.ndim == 1:
-            self._largest = max(self._largest, int(spool.actions.max()))
-        return dataclasses.replace(spool.found.file, split=split, frames=len(spool), fps=round(spool.rate, 4))
+        rows = spool.actions()
+        if rows is not None and rows.ndim == 1:
+            self._largest = max(self._largest, int(rows.max()))
+        if self._workers is None:
+            for episode in spool.episodes():
+                if self._store is not None:
+                    tally.add(self._store, episode, self._config.records)
+            spool.remove()
+        else:
+            before = self._former.splits[split].records if self._former and split in self._former.splits else 0
+            placed = Placed(spool, tally.episodes, tally.records - before, parts)
+            self._placed.setdefault(split, []).append(placed)
+            for part in parts:
+                tally.count(part)
+        return dataclasses.replace(item.file, split=split, frames=len(spool), fps=round(spool.rate, 4))
 
     def close(self, files: list[FileInfo], kind: tuple[str, int], *, grown: bool) -> DataInfo:
         """Put the finished version in the old one's place; where nothing is new, renew its list of files."""
@@ -322,3 +285,5 @@ class _Writer:
     def clean(self) -> None:
         """Leave nothing behind that is not finished."""
         shutil.rmtree(self._partial, ignore_errors=True)
+        if self._workers is not None:
+            self._workers.clean()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from worldsim.data.actions import actions_file, kind_of, read_rows
-from worldsim.data.decode import SUFFIXES
+from worldsim.data.decode import SUFFIXES, UnusableError
 from worldsim.data.info import FileInfo
 from worldsim.types import Actions
+
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]
+"""What ``map`` does: results of a function, in the order of the items."""
 
 BESIDE = "give every recording actions of one kind, or import all without them (--no-actions)"
 
@@ -40,11 +45,12 @@ class Found:
         return int(self.file.hash[:13], 16) / 16**13
 
 
-def find_recordings(folder: Path, *, actions: bool) -> list[Found]:
+def find_recordings(folder: Path, *, actions: bool, each: Each = map) -> list[Found]:
     """All recordings in a folder and those within it, in the order of their names; hidden ones are left out.
 
     Args:
       actions: whether to look for files of actions; a bad one makes its recording unusable.
+      each: calls a function with every item of a list; ``map`` does it here, one after the other.
 
     Raises:
       FileNotFoundError: no such folder.
@@ -53,14 +59,18 @@ def find_recordings(folder: Path, *, actions: bool) -> list[Found]:
     if not folder.is_dir():
         raise FileNotFoundError(f"No folder {folder}; give one that holds {', '.join(SUFFIXES)} files.")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    names = {path: path.relative_to(folder) for path in paths}
-    shown = [path for path in paths if not any(part.startswith(".") for part in names[path].parts)]
+    shown = [
+        path for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]  # fmt: skip
     if not shown:
         raise ValueError(f"{folder} holds no recordings: no {', '.join(SUFFIXES)} file in it or below it.")
-    return [_look_at(path, names[path].as_posix(), actions) for path in shown]
+    return list(each(functools.partial(look_at, folder=folder, actions=actions), shown))
 
 
-def _look_at(path: Path, name: str, actions: bool) -> Found:
+def look_at(path: Path, *, folder: Path, actions: bool) -> Found:
+    """One recording of a folder, read for its hash."""
+    name = path.relative_to(folder).as_posix()
     found = Found(path, FileInfo(name))
     try:
         file = FileInfo(name, hash_of(path))
@@ -72,6 +82,23 @@ def _look_at(path: Path, name: str, actions: bool) -> Found:
         return Found(path, dataclasses.replace(file, actions=hash_of(beside)), rows)
     except (OSError, ValueError) as error:
         return found.skipped(str(error))
+
+
+def with_rows(found: Found) -> Found:
+    """The recording with its actions, read anew where it was handed over without them.
+
+    Raises:
+      UnusableError: they have gone, or can no longer be read.
+    """
+    if not found.file.actions or found.rows is not None:
+        return found
+    try:
+        beside = actions_file(found.path)
+        if beside is None:
+            raise UnusableError("its actions have gone since it was found")
+        return dataclasses.replace(found, rows=read_rows(beside))
+    except ValueError as error:
+        raise UnusableError(str(error)) from error
 
 
 def hash_of(path: Path) -> str:

@@ -63,25 +63,25 @@ class RecordStore:
 
     def write(self, split: str, episode: Episode, index: int, start: int, stop: int) -> None:
         if self._features is None:
-            self._features = _features(self._tfds, episode)
+            self._features = features_of(self._tfds, episode)
         if split not in self._shards:
             self._shards[split] = _Shards(self._folder, self._name, split)
-        rows = {name: array[start:stop] for name, array in episode.arrays().items()}
-        last = stop == len(episode) and not episode.more
-        record = {**rows, "episode": index, "start": episode.offset + start, "last": last}
+        record = record_of(episode, index, start, stop)
         self._shards[split].write(self._features.serialize_example(record))
 
     def adopt(self, folder: Path) -> None:
-        """Begin with all records of another dataset of the same features, without copying where possible.
+        """Take all records of another dataset of the same features, without copying where possible.
 
         Its files stay as they are; the new folder holds further links to them.
         """
         builder = self._tfds.builder_from_directory(str(folder))
         self._features = builder.info.features
         for split, held in builder.info.splits.items():
-            self._shards[split] = _Shards(self._folder, self._name, split)
+            if split not in self._shards:
+                self._shards[split] = _Shards(self._folder, self._name, split)
             for path, count in zip(held.filepaths, held.shard_lengths, strict=True):
                 self._shards[split].adopt(Path(path), count)
+            self._shards[split].size += held.num_bytes
 
     def close(self, info: DataInfo) -> Path:
         self._tfds.folder_dataset.write_metadata(
@@ -100,6 +100,8 @@ class RecordStore:
 class _Shards:
     """One split's ArrayRecord files, named as TFDS names them; a new one is begun every ``limit`` bytes.
 
+    ``size`` is that of all records, in bytes before they are compressed.
+
     Records are written as they come. TFDS's own writer keeps a split in memory to sort it and needs
     TensorFlow as soon as it holds more than a gigabyte.
     """
@@ -107,7 +109,7 @@ class _Shards:
     def __init__(self, folder: Path, name: str, split: str, limit: int = 1 << 30) -> None:
         self._folder, self._name, self._split, self._limit = folder, name, split, limit
         self._counts: list[int] = []
-        self._bytes, self._room = 0, 0
+        self.size, self._room = 0, 0
         self._writer: Any = None
 
     def _path(self, index: int) -> Path:
@@ -124,7 +126,7 @@ class _Shards:
             self._room = self._limit
         self._writer.write(record)
         self._counts[-1] += 1
-        self._bytes += len(record)
+        self.size += len(record)
         self._room -= len(record)
 
     def adopt(self, path: Path, count: int) -> None:
@@ -135,7 +137,6 @@ class _Shards:
         except OSError:
             shutil.copyfile(path, link)
         self._counts.append(count)
-        self._bytes += path.stat().st_size
 
     def _finish(self) -> None:
         if self._writer is not None:
@@ -152,11 +153,18 @@ class _Shards:
             dataset_name=self._name, data_dir=self._folder, split=self._split, filetype_suffix="array_record"
         )
         return tfds.core.SplitInfo(
-            name=self._split, shard_lengths=self._counts, num_bytes=self._bytes, filename_template=template
+            name=self._split, shard_lengths=self._counts, num_bytes=self.size, filename_template=template
         )
 
 
-def _features(tfds: Any, episode: Episode) -> Any:
+def record_of(episode: Episode, index: int, start: int, stop: int) -> dict[str, Any]:
+    """One record: frames ``start`` to ``stop`` of an episode, or of a part of it; ``index`` is its number."""
+    rows = {name: array[start:stop] for name, array in episode.arrays().items()}
+    last = stop == len(episode) and not episode.more
+    return {**rows, "episode": index, "start": episode.offset + start, "last": last}
+
+
+def features_of(tfds: Any, episode: Episode) -> Any:
     """Per-frame arrays as raw bytes where TFDS can (a plain uint8 tensor is stored as int64 lists)."""
     features = {
         name: tfds.features.Tensor(shape=(None, *rows.shape[1:]), dtype=rows.dtype.type, encoding="bytes")
