@@ -201,7 +201,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Beam's exceptions, of many kinds, as one that says where they come from; stdout is kept for results."""
+        """Beam's exceptions, of many kinds, as one that says where they are from; stdout is for results."""
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield

@@ -248,7 +248,8 @@ class _Writer:
                     tally.add(self._store, episode, self._config.records)
             spool.remove()
         else:
-            before = self._former.splits[split].records if self._former and split in self._former.splits else 0
+            former = self._former.splits if self._former else {}
+            before = former[split].records if split in former else 0
             placed = Placed(spool, tally.episodes, tally.records - before, parts)
             self._placed.setdefault(split, []).append(placed)
             for part in parts:

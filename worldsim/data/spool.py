@@ -1,4 +1,4 @@
-"""A decoded recording on disk, part by part, until it is known to be whole; and how recordings are decoded."""
+"""A decoded recording on disk, part by part, until it is known to be whole; and how one is decoded."""
 
 from __future__ import annotations
 

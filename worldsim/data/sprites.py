@@ -3,8 +3,8 @@
 A sprite has a corner ``(x, y)`` in 0..L with ``L = size - side``, a velocity, a shape and a colour.
 Sprites pass over one another; a later one is drawn above an earlier one and can hide it.
 
-**Sprite 0 is pushed**, and it alone is white: the action moves it ``push`` pixels left, right, up or down, and
-a push that would leave the grid does nothing.
+**Sprite 0 is pushed**, and it alone is white: the action moves it ``push`` pixels left, right, up or
+down, and a push that would leave the grid does nothing.
 
 **The others are free.** In each frame, first, with probability ``redraw``, the velocity is drawn anew
 from its stationary distribution given the place, then the sprite moves. Walls reflect: unrolled, each
