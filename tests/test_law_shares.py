@@ -103,7 +103,7 @@ def test_two_processes_report_what_one_does(folder):
     for report in told:
         del report["seconds"]
     (names, one), (same, two) = (zip(*figures(report), strict=True) for report in told)
-    assert names == same and len(names) > 200
+    assert names == same and len(names) > 150
     for name, a, b in zip(names, one, two, strict=True):
         assert a == (pytest.approx(b, rel=1e-3, abs=1e-3) if isinstance(b, float) else b), name
     written = [sorted(path.name for path in (folder / name).iterdir()) for name in ("one", "two")]
