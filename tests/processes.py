@@ -116,7 +116,7 @@ def agreed(folder: Path) -> dict:
     import jax
     import numpy as np
 
-    from worldsim.parallel import agreement, mesh, placement
+    from worldsim.parallel import agreement, mesh, placement, shares
 
     index, whole = jax.process_index(), mesh.make_mesh(STRAIGHT)
     mixed = mesh.make_mesh(STRAIGHT, devices=[jax.devices()[i] for i in MIXED])
@@ -128,6 +128,9 @@ def agreed(folder: Path) -> dict:
             return str(error)
         return ""
 
+    def made(rows: np.ndarray) -> np.ndarray:
+        return np.stack([rows / 3, np.full(len(rows), index)], axis=1)  # float64, which JAX would round
+
     asked, votes = threading.Event(), []
     stops = agreement.stop_requests(asked, whole)
     for step in range(6):
@@ -137,6 +140,8 @@ def agreed(folder: Path) -> dict:
     return {
         "votes": votes,
         "lead": np.asarray(agreement.from_lead(np.int32(index + 7))).tolist(),
+        "text": agreement.text_from_lead("größer" if index == 0 else "-"),
+        "shares": [shares.in_shares(count, made).tolist() for count in (5, 1)],
         "rows": placement.local_rows(mixed, 8, sequence=True),
         "idle": refused(mesh.training_mesh, mesh.make_mesh({"data": 4})),
         "none": refused(mesh.training_mesh, None),
@@ -203,12 +208,28 @@ def fail(folder: Path) -> None:
     train_stage(make_stage(hook=hook), folder, seed=3, config=TrainConfig(), mesh=make_mesh({"context": 8}))
 
 
+def unshared(folder: Path) -> None:
+    """The second process can't do its share."""
+    import jax
+
+    from worldsim.parallel import agreement, shares
+
+    def work(rows):
+        if jax.process_index() == 1:
+            raise ValueError(f"a window that can't be read, for {folder}")
+        return rows
+
+    agreement.meet("before")
+    shares.in_shares(3, work)
+
+
 def main(name: str, port: str, index: str, folder: str, *args: str) -> None:
     from worldsim.parallel import distributed
 
-    distributed.PATIENCE = 10 if name == "fail" else distributed.PATIENCE
+    distributed.PATIENCE = 10 if name in ("fail", "unshared") else distributed.PATIENCE
     distributed.start(f"127.0.0.1:{port}", processes=COUNT, index=int(index))
-    {"small": small, "gradients": gradients, "train": train, "fail": fail}[name](Path(folder), *args)
+    jobs = {"small": small, "gradients": gradients, "train": train, "fail": fail, "unshared": unshared}
+    jobs[name](Path(folder), *args)
 
 
 if __name__ == "__main__":

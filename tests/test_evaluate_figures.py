@@ -17,6 +17,7 @@ from worldsim.generate.extend import World
 from worldsim.generate.render import tokenize
 from worldsim.generate.requests import extend_request
 from worldsim.models.dynamics import Chunks
+from worldsim.parallel import shares
 from worldsim.parallel.sharding import path_of
 
 
@@ -110,6 +111,30 @@ def test_actions_are_worth_nothing_to_a_world_that_ignores_them(world, played):
     np.testing.assert_array_equal(same.steered, same.answers["forward"].frames[0])
     for one in curves.action_gain(same.answers["forward"], same.steered).values():
         assert one["mean"] == one["at"]["mean"] == 0
+
+
+@pytest.mark.law
+def test_a_window_has_the_same_answers_and_nats_in_any_share(world, played, monkeypatch):
+    """Two processes, one of which does its only window twice, against one."""
+    whole, held = played
+    plain = dataclasses.replace(world, refine=None)
+    draw = pictures.renderers(plain)["q"]
+    want = [draw(held.frames), nats(plain, held, "backward")]
+
+    def in_shares(count, work):
+        parts = [shares._rows(count, processes=2, index=i) for i in range(2)]
+        return np.concatenate([work(rows) for rows, _ in parts])[parts[0][1]]
+
+    for name in ("play", "nats", "pictures"):
+        monkeypatch.setattr(f"worldsim.evaluate.{name}.in_shares", in_shares)
+    again = play(world, held, world.dials(2, 1.0), samples=2, seed=0, note=lambda _: None)
+    np.testing.assert_array_equal(again.loops, whole.loops)
+    np.testing.assert_array_equal(again.steered, whole.steered)
+    for name, answer in whole.answers.items():
+        np.testing.assert_array_equal(again.answers[name].frames, answer.frames)
+    np.testing.assert_array_equal(pictures.renderers(plain)["q"](held.frames), want[0])
+    told = nats(plain, held, "backward")
+    assert told.pop("past") == want[1].pop("past") and told == pytest.approx(want[1], rel=1e-5)
 
 
 def test_curves_keep_the_best_sample_and_the_copy_apart():

@@ -83,6 +83,18 @@ def test_launch_lines_have_options_that_exist(monkeypatch):
             assert re.search(rf"{option}(?![\w.-])", out.getvalue()), option
 
 
+def test_launch_lines_without_a_mesh_have_options_that_exist():
+    text = "".join(code.replace("\\\n", "") for language, code in BLOCKS if language == "sh")
+    launches = re.findall(r"worldsim (evaluate|extend) ([^#\n]+)", text)
+    assert [verb for verb, _ in launches] == ["evaluate", "evaluate", "extend"]
+    for verb, launch in launches:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        for option in re.findall(r"--[\w.-]+", launch):
+            assert re.search(rf"{option}(?![\w.-])", out.getvalue()), option
+
+
 def test_the_manifest_names_the_first_pod():
     yaml = pytest.importorskip("yaml")
     (code,) = (code for language, code in BLOCKS if language == "yaml")

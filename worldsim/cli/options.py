@@ -126,6 +126,18 @@ class Processes:
     processes: int | None = None
     process: int | None = None
 
+    def join(self) -> bool:
+        """Join the others, if there are any; whether this one leads, and so says what is said once."""
+        import jax
+
+        from worldsim.parallel import distributed
+
+        distributed.start(self.coordinator, processes=self.processes, index=self.process)
+        lead = distributed.is_lead()
+        if lead and jax.process_count() > 1:
+            note(f"worldsim: {jax.process_count()} processes, {jax.device_count()} devices")
+        return lead
+
 
 def read_input(text: str, world: Any, *, resize: Literal["pad", "crop"] | None) -> Any:
     """A clip from a file or, as ``NAME:I``, from those bundled with a world; resized in that way, if any."""
@@ -145,6 +157,29 @@ def read_input(text: str, world: Any, *, resize: Literal["pad", "crop"] | None) 
         clip = read_video(text)
     tokenizer = world.config.tokenizer
     return resize_clip(clip, tokenizer.height, tokenizer.width, how=resize) if resize else clip
+
+
+def clips_in(folder: Path, out: Path) -> list[tuple[Path, Path]]:
+    """The clips of a folder by name, and for each where its result goes: ``{}`` in ``out`` is its name.
+
+    Raises:
+      ValueError: no clips; no ``{}``; results that would overwrite each other or a clip.
+    """
+    from worldsim.data.video import READABLE
+
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in READABLE]
+    if not files:
+        raise ValueError(f"{folder}: a folder without clips; it takes {' '.join(READABLE)} files.")
+    if "{}" not in str(out):
+        raise ValueError(
+            f"--out {out}: {folder} has {len(files)} clips; put {{}} where the name of each is to stand, "
+            "such as made/{}.mp4."
+        )
+    made = [Path(str(out).replace("{}", path.stem)) for path in files]
+    seen = [path.resolve() for path in (*files, *made)]
+    if twice := sorted({str(path) for path in made if seen.count(path.resolve()) > 1}):
+        raise ValueError(f"--out {out}: {', '.join(twice)} would overwrite a clip or another result.")
+    return list(zip(files, made, strict=True))
 
 
 def read_actions(text: str | None, world: Any) -> Any:

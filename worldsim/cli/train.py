@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from worldsim.cli.options import FLAT, Processes, load_config, note, positional, tell
+from worldsim.cli.options import FLAT, Processes, load_config, positional, tell
 from worldsim.config import TrainConfig
 
 
@@ -35,18 +35,12 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
           mesh: devices by axis, such as data=2,fsdp=2,context=2,tensor=1; -1 takes what is left.
           attention: over sequences that axis context spreads: keys passed round, or all brought to all.
         """
-        import jax
-
-        from worldsim.parallel import distributed
         from worldsim.parallel.mesh import make_mesh, parse_mesh
         from worldsim.train.run import train as run
 
         if words[:1] != [str(config)]:
             raise ValueError(f"{config}: give the config right after the word train.")
-        distributed.start(several.coordinator, processes=several.processes, index=several.process)
-        lead = distributed.is_lead()
-        if lead and jax.process_count() > 1:
-            note(f"worldsim: {jax.process_count()} processes, {jax.device_count()} devices")
+        lead = several.join()
         place = make_mesh(parse_mesh(mesh)) if mesh else None
         folder = run(overrides, workdir, stage=stage, mesh=place, strategy=attention)
         if lead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -16,7 +17,9 @@ from worldsim.cli.options import (
     WORLD,
     Judging,
     Output,
+    Processes,
     Sampling,
+    clips_in,
     note,
     positional,
     read_actions,
@@ -26,14 +29,14 @@ from worldsim.cli.options import (
 from worldsim.progress import Counter
 
 
-def _begin(world: str, output: Output) -> tuple[float, Any]:
+def _begin(world: str, output: Output, *, say: Callable[[str], None] = note) -> tuple[float, Any]:
     """The time and the loaded world, once it is sure that the result can be written."""
     import worldsim
     from worldsim.data.video import check_writable
 
     check_writable(output.out)
     began = time.monotonic()
-    note(f"loading {world}")
+    say(f"loading {world}")
     model = worldsim.load(world)
     return began, dataclasses.replace(model, progress=partial(Counter("making"), "chunks"))
 
@@ -54,14 +57,17 @@ def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> 
 
 def extend(
     world: Annotated[str, *positional("WORLD", WORLD)],
-    input: Annotated[str, *positional("INPUT", INPUT)],
+    input: Annotated[str, *positional("INPUT", f"{INPUT[:-1]}, or a folder of such files.")],
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
+    several: Annotated[Processes, FLAT],
     frames: int = 32,
     direction: Literal["forward", "backward"] = "forward",
     actions: str | None = None,
 ) -> None:
-    """Continue a clip after its end, or before its beginning.
+    """Continue a clip after its end, or before its beginning; of a folder every clip, to --out 'made/{}.mp4'.
+
+    Several processes share the clips of a folder. Each clip has a seed of its own, whoever takes it.
 
     Example: worldsim extend pong pong:0 --out after.mp4 --frames 32
 
@@ -70,11 +76,46 @@ def extend(
       direction: forward or backward in time.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
+    asked = {"frames": frames, "direction": direction}
+    if Path(input).is_dir():
+        return _extend_each(world, input, output, sampling, several, {**asked, "actions": actions})
+    if several.processes not in (None, 1):
+        raise ValueError(
+            f"extend: {input} is one clip, for one process; give several a folder, or leave out --processes."
+        )
     began, model = _begin(world, output)
     clip = read_input(input, model, resize=output.how)
-    rows = read_actions(actions, model)
-    made = model.extend(clip, frames, direction=direction, actions=rows, **sampling.options())
+    made = model.extend(clip, **asked, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames, "direction": direction})
+
+
+def _extend_each(
+    world: str, folder: str, output: Output, sampling: Sampling, several: Processes, asked: dict[str, Any]
+) -> None:
+    """Every clip of a folder continued by one of the processes."""
+    import jax
+
+    from worldsim.parallel.agreement import check_alike, meet
+    from worldsim.parallel.shares import share
+
+    lead = several.join()
+    files = clips_in(Path(folder), output.out)
+    told = [file.name for file, _ in files], dataclasses.asdict(sampling), asked
+    check_alike(dict(zip(("clips", "sampling", "options"), told, strict=True)), what="extend")
+    began, model = _begin(
+        world, dataclasses.replace(output, out=files[0][1]), say=note if lead else lambda _: None
+    )
+    model = model if lead else dataclasses.replace(model, progress=None)
+    options, actions = sampling.options(), read_actions(asked["actions"], model)
+    for number in share(len(files)):
+        file, out = files[number]
+        clip = read_input(str(file), model, resize=output.how)
+        key = jax.random.fold_in(options["key"], number)
+        made = model.extend(clip, **{**asked, **options, "actions": actions, "key": key})
+        scores = {"new": asked["frames"], "direction": asked["direction"]}
+        _finish(made.clip, dataclasses.replace(output, out=out), began, scores)
+        began = time.monotonic()
+    meet("all clips are written")
 
 
 def infill(
@@ -205,6 +246,7 @@ def evaluate(
     world: Annotated[str, *positional("WORLD", WORLD)],
     sampling: Annotated[Sampling, FLAT],
     judging: Annotated[Judging, FLAT],
+    several: Annotated[Processes, FLAT],
     data: Path | None = None,
     out: Path = Path("out/evaluate"),
     regression: str | None = None,
@@ -222,14 +264,17 @@ def evaluate(
     from worldsim.evaluate.run import Settings, summary
     from worldsim.evaluate.run import evaluate as run
 
-    note(f"loading {world}")
+    lead = several.join()
+    say = note if lead else lambda _: None
+    say(f"loading {world}")
     model = worldsim.load(world)
     settings = Settings(**dataclasses.asdict(judging), **dataclasses.asdict(sampling))
     trained_on = model.provenance.get("train", {}).get("data", {}).get("path")
     if data is None and not trained_on:
         raise ValueError("evaluate: the world doesn't say what it was trained on; give --data DIR.")
     mean = None if regression is None else worldsim.load(regression)
-    options = {"settings": settings, "regression": mean, "name": Path(world).name, "note": note}
+    options = {"settings": settings, "regression": mean, "name": Path(world).name, "note": say}
     report = run(model, data or trained_on, out, **options)
-    note(summary(report))
-    tell(out / "report.html")
+    say(summary(report))
+    if lead:
+        tell(out / "report.html")

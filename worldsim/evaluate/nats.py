@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from worldsim.generate.render import tokenize
 from worldsim.models.cache import KVCache
 from worldsim.models.dynamics import Chunks
 from worldsim.ops.attention import QUERY
+from worldsim.parallel.shares import in_shares
 from worldsim.plan import make_plan
 
 QUERIES = 8
@@ -64,7 +66,7 @@ def nats(
     """A bound on the surprise at the true codes of held-out frames, given the true frames before (or after).
 
     Of each window the first chunks fill the cache; the last ``QUERIES`` of them and one more are judged, each
-    by what lies before it in the direction of generation.
+    by what lies before it in the direction of generation. The windows are spread over all processes.
 
     Returns:
       ``mean``, ``low``, ``high`` in nats a frame (band over clips), ``frames`` judged, and the fewest and the
@@ -72,22 +74,44 @@ def nats(
     """
     config, f = world.config, world.config.tokenizer.frames_per_chunk
     chunks = min(config.dynamics.context + 1, held.frames.shape[1] // f)
-    frames = held.frames[:, : chunks * f]
-    codes = tokenize(*world.tokenizer, frames, frames_per_chunk=f)
-    rows = [requests.by_chunk(held.clip(i)[: chunks * f].actions, chunks, config) for i in range(len(held))]
-    actions = None if rows[0] is None else np.stack(rows)  # type: ignore[arg-type]
     order = np.arange(chunks) if direction == "forward" else np.arange(chunks)[::-1]
-    codes, actions = codes[:, order], None if actions is None else actions[:, order]
     past, first = chunks - 1, max(1, chunks - QUERIES)
-    plan = make_plan(order[:past], np.zeros(0, int), frames_per_chunk=f)
+    rng, count = np.random.default_rng(seed), math.prod(config.tokenizer.grid)
+    ranks = rng.permuted(np.broadcast_to(np.arange(count), (len(held), chunks - first, count)), axis=-1)
     keys = jax.random.split(jax.random.key(seed), len(held))
+    judged = lambda rows: _judged(world, held, rows, order=order, ranks=ranks[rows], keys=keys[rows])
+    total = in_shares(len(held), judged)
+    return single(total.mean(1) / f, seed=seed) | {
+        "frames": int(total.size * f),
+        "past": [first * f, past * f],
+    }
+
+
+def _judged(
+    world: World,
+    held: HeldOut,
+    windows: Int[np.ndarray, "b"],
+    *,
+    order: Int[np.ndarray, "p"],
+    ranks: Int[np.ndarray, "b q n"],
+    keys: Array,
+) -> Float[np.ndarray, "b q"]:
+    """Nats of the last q chunks of some windows, whose first chunks enter in this order."""
+    config, f = world.config, world.config.tokenizer.frames_per_chunk
+    chunks, past = len(order), len(order) - 1
+    codes = tokenize(*world.tokenizer, held.frames[windows, : chunks * f], frames_per_chunk=f)
+    clips = [held.clip(i)[: chunks * f] for i in windows.tolist()]
+    rows = [requests.by_chunk(clip.actions, chunks, config) for clip in clips]
+    actions = None if rows[0] is None else np.stack(rows)  # type: ignore[arg-type]
+    codes, actions = codes[:, order], None if actions is None else actions[:, order]
+    plan = make_plan(order[:past], np.zeros(0, int), frames_per_chunk=f)
     state, _ = rollout.run(
         world.dynamics, rollout.start(*world.dynamics, keys=keys), plan, codes=codes[:, :past],
         actions=None if actions is None else actions[:, :past], dials=world.dials(1, 1.0),
     )  # fmt: skip
-    asked = np.arange(first, chunks)
+    asked = np.arange(chunks - ranks.shape[1], chunks)
     ids = np.stack([np.zeros_like(asked), asked, np.full_like(asked, QUERY)], -1)
-    shape = (len(held), len(asked))
+    shape = (len(windows), len(asked))
     query = Chunks(
         codes=jnp.asarray(codes[:, asked], jnp.int32),
         times=jnp.broadcast_to(jnp.asarray(order[asked] * f, jnp.float32), shape),
@@ -95,11 +119,4 @@ def nats(
         noise=jnp.zeros(shape, jnp.float32),
         actions=None if actions is None else jnp.asarray(actions[:, asked]),
     )
-    rng = np.random.default_rng(seed)
-    count = int(np.prod(codes.shape[2:]))
-    ranks = rng.permuted(np.broadcast_to(np.arange(count), (*shape, count)), axis=-1)
-    total = np.asarray(surprise(*world.dynamics, state.cache, query, jnp.asarray(ranks, jnp.int32)))
-    return single(total.mean(1) / f, seed=seed) | {
-        "frames": int(total.size * f),
-        "past": [first * f, past * f],
-    }
+    return np.asarray(surprise(*world.dynamics, state.cache, query, jnp.asarray(ranks, jnp.int32)))

@@ -18,6 +18,7 @@ from worldsim.generate.extend import World
 from worldsim.generate.render import BLOCK, render, tokenize
 from worldsim.models.tokenizer import to_float, to_uint8
 from worldsim.ops import haar
+from worldsim.parallel.shares import in_shares
 
 Renderer = Callable[[UInt8[np.ndarray, "b t H W c"]], UInt8[np.ndarray, "b t H W c"]]
 
@@ -39,7 +40,8 @@ def renderers(world: World, regression: World | None = None, *, seed: int = 0) -
     """By name, every way in which the world can draw frames that it has encoded, worst first.
 
     ``q`` decodes the codes, which is what the dynamics works with; ``n steps`` refine them; ``z`` decodes the
-    latents before they were rounded, which no generated chunk has: the ceiling of any refinement.
+    latents before they were rounded, which no generated chunk has: the ceiling of any refinement. All
+    processes call a way with the same clips; each draws its share of them and gets all.
 
     Args:
       world: to judge.
@@ -52,7 +54,7 @@ def renderers(world: World, regression: World | None = None, *, seed: int = 0) -
     f = world.config.tokenizer.frames_per_chunk
     block = BLOCK * f
 
-    def latents(frames: np.ndarray) -> np.ndarray:
+    def latents(frames: np.ndarray, _: jax.Array) -> np.ndarray:
         parts = []
         for start in range(0, frames.shape[1], block):
             part = frames[:, start : start + block]
@@ -61,25 +63,31 @@ def renderers(world: World, regression: World | None = None, *, seed: int = 0) -
             parts.append(np.asarray(drawn)[:, : part.shape[1]])
         return np.concatenate(parts, axis=1)
 
-    def codes(frames: np.ndarray, *, by: World, steps: int) -> np.ndarray:
+    def codes(frames: np.ndarray, keys: jax.Array, *, by: World, steps: int) -> np.ndarray:
         seen = tokenize(*by.tokenizer, frames, frames_per_chunk=f)
         if by is not world and (seen != tokenize(*world.tokenizer, frames, frames_per_chunk=f)).any():
             raise ValueError(
                 "evaluate: the regression head belongs to another tokenizer; train it on this one."
             )
         times = np.arange(seen.shape[1], dtype=np.float32) * f
-        keys = jax.random.split(jax.random.key(seed), len(frames))
         return render(by.renderer, seen, times, keys, refine_steps=steps)
 
-    rows: dict[str, Renderer] = {"q": partial(codes, by=world, steps=0)}
+    def over_all(way: Callable[..., np.ndarray], frames: np.ndarray) -> np.ndarray:
+        keys = jax.random.split(jax.random.key(seed), len(frames))
+        return in_shares(len(frames), lambda rows: way(frames[rows], keys[rows]))
+
+    def drawn(by: World, steps: int) -> Renderer:
+        return partial(over_all, partial(codes, by=by, steps=steps))
+
+    rows: dict[str, Renderer] = {"q": drawn(world, 0)}
     for one in (regression, world):
         if one is not None and one.refine is not None:
             mean = one.config.refine.kind == "regression"
             rows |= {
-                "regression" if mean else f"{n} step{'s' * (n > 1)}": partial(codes, by=one, steps=n)
+                "regression" if mean else f"{n} step{'s' * (n > 1)}": drawn(one, n)
                 for n in ((1,) if mean else STEPS)
             }
-    return rows | {"z": latents}
+    return rows | {"z": partial(over_all, latents)}
 
 
 def shares_closed(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from worldsim.evaluate.held_out import HeldOut
 from worldsim.generate.extend import World
 from worldsim.generate.requests import Request, extend_request, infill_request, loop_request
 from worldsim.generate.rollout import Dials
+from worldsim.parallel.shares import in_shares
 from worldsim.types import Clip
 
 GAPS, LOOP, STEERED = (4, 16), 32, 16
@@ -65,32 +66,42 @@ class Played:
 def play(
     world: World, held: HeldOut, dials: Dials, *, samples: int, seed: int, note: Callable[[str], None]
 ) -> Played:
-    """Every verb on every window, in batches of one size, so that one program serves them all."""
+    """Every verb on every window, in batches of one size, so that one program serves them all.
+
+    The windows are spread over all processes, and every process gets all answers.
+    """
     root, clips = jax.random.key(seed), [held.clip(i) for i in range(len(held))]
 
-    def run(name: str, number: int, requests: Sequence[Request], sample: int = 0) -> list[Clip]:
+    def run(name: str, number: int, requests: Sequence[Request], cut: slice, sample: int = 0) -> np.ndarray:
+        """The frames ``[n h H W c]`` at some places of the answers."""
         note(f"{name}, {len(requests)} clips")
         keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(root, number), sample), len(requests))
-        return [made.clip for made in world.run(requests, dials, keys=keys)]
+
+        def some(rows: np.ndarray) -> np.ndarray:
+            made = world.run([requests[i] for i in rows], dials, keys=keys[rows])
+            return np.stack([one.clip.frames[cut] for one in made])
+
+        return in_shares(len(requests), some)
 
     answers: dict[str, Answer] = {}
     for number, (name, (ask, first, count)) in enumerate(_verbs(held, world).items()):
         requests = [ask(clip) for clip in clips]
         step, low = (-1, 0) if name == "backward" else (1, first)
-        made = [run(f"{name} {s + 1}/{samples}", number, requests, s) for s in range(samples)]
-        frames = np.stack([[clip.frames[low : low + count][::step] for clip in row] for row in made])
+        cut = slice(low, low + count)
+        made = [run(f"{name} {s + 1}/{samples}", number, requests, cut, s) for s in range(samples)]
+        frames = np.stack(made)[:, :, ::step]
         truth, copy = copies(held.frames, first, count, step, gap=name.startswith("infill"))
         answers[name] = Answer(frames, truth, copy, first, step)
     steered = None
     if held.actions is not None:
         count = _whole(min(STEERED, held.horizon), world)
         requests = _steered_requests(held, clips, world, count, seed)
-        steered = np.stack([c.frames[held.known :] for c in run("wrong actions", 0, requests)])
+        steered = run("wrong actions", 0, requests, slice(held.known, None))
     loops, length = None, _whole(min(LOOP, held.known + held.horizon), world)
     opening = min(held.known, _pins(world))
     if length > opening:
         requests = [loop_request(clip[: held.known], length, world.config) for clip in clips]
-        loops = np.stack([c.frames for c in run("loop", len(answers), requests)])
+        loops = run("loop", len(answers), requests, slice(None))
     return Played(answers, loops, opening, steered)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from worldsim.data.sheet import contact_sheet
@@ -27,6 +30,9 @@ from worldsim.evaluate.play import Played, play
 from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
 from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
+from worldsim.parallel.agreement import check_alike, meet, text_from_lead
+from worldsim.parallel.distributed import is_lead
+from worldsim.plain import to_dict
 
 Note = Callable[[str], None]
 
@@ -85,6 +91,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Judge a world on held-out episodes and write all that is found to a folder.
 
+    Where there are several processes, all call this: each makes what its share of the windows asks for, on
+    one device, and the first one alone then counts, draws and writes.
+
     Args:
       world: to judge.
       data: the dataset that it was trained on, or one of its kind.
@@ -94,18 +103,21 @@ def evaluate(
       note: is told what is under way.
 
     Returns:
-      The report, as it is written.
+      The report, as it is written; the same in every process.
 
     Raises:
-      FileNotFoundError, ValueError: no such dataset or split; data that doesn't fit; too few frames.
+      FileNotFoundError, ValueError: no such dataset or split; data that doesn't fit; too few frames;
+        processes with other settings, worlds or data than the first one.
     """
+    meet("evaluate")
     out, clock = Path(out), _Clock(note or (lambda _: None))
     dials = world.dials(settings.steps, settings.temperature, settings.refine_steps)
     held = load_held_out(
         data, world.config, clips=settings.clips, horizon=settings.horizon, split=settings.split
     )
-    same, known = provenance_notes(world.provenance, held.info, settings.split)
-    out.mkdir(parents=True, exist_ok=True)
+    _check_alike(world, regression, held, settings)
+    if is_lead():
+        out.mkdir(parents=True, exist_ok=True)
     clock.done("reading data")
     f = world.config.tokenizer.frames_per_chunk
     ways = renderers(world, regression, seed=settings.seed)
@@ -115,25 +127,53 @@ def evaluate(
         world, held, dials, samples=settings.samples, seed=settings.seed, note=note or (lambda _: None)
     )
     clock.done("play")
+    surprise = {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")}
+    clock.done("nats")
+    if not is_lead():
+        return json.loads(text_from_lead(None))
+    same, known = provenance_notes(world.provenance, held.info, settings.split)
     report: dict[str, Any] = {
         "world": name, "data": held.info.name if held.info else Path(data).name, "game": held.game,
         "settings": dataclasses.asdict(settings), "clips": len(held), "episodes": held.episodes,
         "known": held.known, "horizon": held.horizon, "actions_given": held.actions is not None,
         "notes": [*held.notes, *known], "trained_on_this": same,
-        "pictures": table, "closed": shares_closed(table),
-        "nats": {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")},
+        "pictures": table, "closed": shares_closed(table), "nats": surprise,
     }  # fmt: skip
     if held.game == "sprites" and held.info and "next_entropy" in held.info.source:
         report["nats"]["entropy"] = held.info.source["next_entropy"]
-    clock.done("nats")
     report |= figures(held, played, drawn["q"], seed=settings.seed)
     clock.done("figures")
     _write(out, report, held, played)
     clock.done("plots")
     report = plain(report | {"seconds": clock.seconds})
-    (out / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", "utf-8")
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    (out / "report.json").write_text(text, "utf-8")
     (out / "report.html").write_text(page(report, out), "utf-8")
+    text_from_lead(text)
     return report
+
+
+def _check_alike(world: World, regression: World | None, held: HeldOut, settings: Settings) -> None:
+    """Whether all processes judge the same world in the same way on the same windows.
+
+    Raises:
+      ValueError: what differs, and in which processes.
+    """
+    if jax.process_count() == 1:
+        return
+
+    def checksum(tree: Any) -> int:
+        flat = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
+        return functools.reduce(lambda total, part: zlib.crc32(part, total), flat, 0)
+
+    worlds = [world] if regression is None else [world, regression]
+    parts = {
+        "settings": dataclasses.asdict(settings),
+        "configs": [to_dict(one.config) for one in worlds],
+        "weights": [checksum(one.params) for one in worlds],
+        "windows": checksum([held.frames, held.actions]),
+    }
+    check_alike(parts, what="evaluate")
 
 
 def figures(held: HeldOut, played: Played, drawn: np.ndarray, *, seed: int) -> dict[str, Any]:

@@ -35,6 +35,15 @@ def from_lead(values: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(values)
 
 
+def text_from_lead(text: str | None) -> str:
+    """A text as the first process has it; what the others give is of no account, and they wait for it."""
+    if jax.process_count() == 1:
+        return text or ""
+    given = np.frombuffer((text or "").encode(), np.uint8)
+    size = int(from_lead(np.uint32(len(given))))
+    return bytes(from_lead(np.resize(given, size))).decode()
+
+
 def gather(tree: Any) -> Any:
     """A tree of global arrays, whole in the memory of every host, one array after the other."""
     from jax.experimental import multihost_utils
