@@ -3,8 +3,8 @@
     worldsim data make sprites --out data/sprites
     worldsim train configs/sprites.py --workdir runs/sprites
 
-Cost on two CPU cores: 3 minutes for the tokenizer, which reaches 51.0 dB, and about 100 for the dynamics, which
-has not been trained to its end yet: by step 600 it says which way the pushed sprite goes, not yet where to.
+Cost on two CPU cores: 3 minutes for the tokenizer, which reaches 51.0 dB, and about 100 for the dynamics,
+which has not been trained to its end yet: by step 600 a pushed sprite goes in its direction, but blurred.
 """
 
 from worldsim.config import (
