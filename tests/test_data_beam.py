@@ -14,11 +14,13 @@ import pytest
 from worldsim import cli
 from worldsim.data import beam as on_beam
 from worldsim.data import read_episodes
-from worldsim.data.beam import BeamConfig, Workers
-from worldsim.data.builders import RecordConfig
+from worldsim.data.beam import BeamConfig, Placed, Workers
+from worldsim.data.builders import Part, RecordConfig
 from worldsim.data.decode import Look
 from worldsim.data.importing import import_recordings
-from worldsim.data.spool import ImportConfig
+from worldsim.data.info import FileInfo
+from worldsim.data.recordings import Found
+from worldsim.data.spool import ImportConfig, Spool
 
 LOCAL = BeamConfig("FnApiRunner")  # DirectRunner, but for a first look for Prism on the network
 CONFIG = ImportConfig(Look(32, 32, "pad"), test_share=0.4, records=RecordConfig(size=8, minimum=4))
@@ -131,6 +133,24 @@ def test_a_worker_in_a_process_of_its_own_makes_the_same_dataset(recordings, tmp
     same(plain, beam)
 
 
+@pytest.mark.parametrize("rows", [None, np.arange(5, dtype=np.int32), np.float32([[0.1, -3e-9], [7, np.pi]])])
+def test_items_travel_as_they_are(rows):
+    found = Found(Path("a/b.mp4"), FileInfo("b.mp4", "0f", fps=29.97), rows)
+    placed = Placed(
+        Spool(Path("s"), (3, 4), 1 / 3), 2, 5, (Part(7, ((0, 3), (3, 7)), "1e", "recorded", 0, False),)
+    )
+    again, *rest = on_beam._value(on_beam._text([found, placed, "why not", 1]))
+    assert rest == [placed, "why not", 1]
+    assert (again.path, again.file) == (found.path, found.file)
+    if rows is None:
+        assert again.rows is None
+    else:
+        assert again.rows.dtype == rows.dtype
+        np.testing.assert_array_equal(again.rows, rows)
+    with pytest.raises(TypeError, match=r"set can't go to Beam's workers; \['FileInfo', 'Found'"):
+        on_beam._text([{1}])
+
+
 # --- Failures
 
 
@@ -163,7 +183,7 @@ def test_a_worker_that_does_not_see_the_files_stops_the_import(tmp_path):
 def test_results_that_are_not_seen_here_stop_the_import(tmp_path, monkeypatch):
     workers = Workers(LOCAL, tmp_path / "work", tmp_path)
     real = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda self, to: to.name == "1.pickle" or real(self, to))
+    monkeypatch.setattr(Path, "replace", lambda self, to: to.name == "1.json" or real(self, to))
     with pytest.raises(RuntimeError, match=r"ended without 1 of 3 results\. .*under the same path"):
         workers.map(str, [1, 2, 3])
 

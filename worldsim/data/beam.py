@@ -10,8 +10,8 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import json
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -19,7 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worldsim.data.builders import Part
+from worldsim.data.info import FileInfo
+from worldsim.data.recordings import Found
 from worldsim.data.spool import Spool
 from worldsim.data.stores import VERSION, features_of, load_tfds, record_of
 
@@ -129,7 +133,7 @@ class Workers:
     def map(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """What a function of a module returns for each item, computed by the workers.
 
-        Items and results are pickled; an item may be computed more than once.
+        Items and results travel as JSON (:func:`_text`); an item may be computed more than once.
 
         Raises:
           RuntimeError: a worker failed, or its results can't be seen here.
@@ -142,13 +146,13 @@ class Workers:
             numbers = pipeline | self._beam.Create(range(len(items)))
             _ = numbers | self._beam.Map(_do, function=function, folder=folder, seen=self._seen)
             pipeline.run().wait_until_finish()
-        files = [folder / f"{number}.pickle" for number in range(len(items))]
+        files = [folder / f"{number}.json" for number in range(len(items))]
         lost = sum(not file.exists() for file in files)
         if lost:
             raise RuntimeError(
                 f"Beam runner {self._config.runner!r} ended without {lost} of {len(items)} results. {_SHARED}"
             )
-        return [pickle.loads(file.read_bytes()) for file in files]
+        return [_value(file.read_text()) for file in files]
 
     def write(self, name: str, splits: Mapping[str, Sequence[Placed]]) -> Path:
         """Write the records of decoded recordings as a TFDS dataset, in their order; return its folder.
@@ -196,7 +200,7 @@ class Workers:
         """A new folder that holds the items and waits for their results."""
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self._folder))
-        (folder / "items").write_bytes(pickle.dumps(list(items)))
+        (folder / "items.json").write_text(_text(list(items)))
         return folder
 
     @contextlib.contextmanager
@@ -219,9 +223,48 @@ _SHARED = (
 )
 
 
+_KINDS = {kind.__name__: kind for kind in (FileInfo, Found, Part, Placed, Spool)}
+"""What items and results may hold beside plain values, paths and arrays."""
+
+
+def _text(value: Any) -> str:
+    """An item or a result as JSON, with the kind of each object in it."""
+
+    def tagged(x: Any) -> dict[str, Any]:
+        if isinstance(x, Path):
+            return {"kind": "path", "path": str(x)}
+        if isinstance(x, np.ndarray):
+            return {"kind": "array", "dtype": x.dtype.name, "shape": x.shape, "values": x.ravel().tolist()}
+        if type(x) in _KINDS.values():
+            fields = {field.name: getattr(x, field.name) for field in dataclasses.fields(x)}
+            return {"kind": type(x).__name__, "fields": fields}
+        raise TypeError(f"{type(x).__name__} can't go to Beam's workers; {sorted(_KINDS)} can.")
+
+    return json.dumps(value, default=tagged)
+
+
+def _value(text: str) -> Any:
+    """The value of :func:`_text`; lists come back as tuples."""
+
+    def frozen(x: Any) -> Any:
+        return tuple(map(frozen, x)) if isinstance(x, list) else x
+
+    def made(x: dict[str, Any]) -> Any:
+        match x.pop("kind", None):
+            case "path":
+                return Path(x["path"])
+            case "array":
+                return np.array(x["values"], x["dtype"]).reshape(x["shape"])
+            case str(kind):
+                return _KINDS[kind](**{name: frozen(value) for name, value in x["fields"].items()})
+        return x
+
+    return frozen(json.loads(text, object_hook=made))
+
+
 @functools.lru_cache(maxsize=4)
-def _items(folder: Path) -> list[Any]:
-    return pickle.loads((folder / "items").read_bytes())
+def _items(folder: Path) -> tuple[Any, ...]:
+    return _value((folder / "items.json").read_text())
 
 
 def _item(number: int, folder: Path, seen: Path) -> Any:
@@ -235,9 +278,9 @@ def _do(number: int, *, function: Callable[[Any], Any], folder: Path, seen: Path
     """In a worker: compute one result, which appears as a whole or not at all."""
     result = function(_item(number, folder, seen))
     handle, name = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as file:
-        pickle.dump(result, file)
-    Path(name).replace(folder / f"{number}.pickle")
+    with os.fdopen(handle, "w") as file:
+        file.write(_text(result))
+    Path(name).replace(folder / f"{number}.json")
 
 
 def _records(number: int, *, folder: Path, seen: Path) -> Iterator[tuple[int, dict[str, Any]]]:
