@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from worldsim import cli
-from worldsim.bench import child, layouts, ring, rivals, rows
+from worldsim.bench import blocks, child, layouts, ring, rivals, rows
 from worldsim.ops import attention
 from worldsim.ops.visible import PADDING, visible
 
@@ -201,3 +201,20 @@ def test_a_benchmark_runs_in_its_process(monkeypatch, capsys):
     for name in ("balance_one_clip_8", "balance_four_clips_8"):
         assert 0 < names[name]["value"] <= 1
     assert all(set(rows.COLUMNS) <= set(row) for row in found["rows"])
+
+
+def test_blocks_are_measured_in_every_pattern(monkeypatch):
+    monkeypatch.setattr(blocks, "PATTERNS", {"chunk_causal": blocks.PATTERNS["chunk_causal"]})
+    sizes = blocks.Sizes((32,), (16,), total=64, channels=32, chunk=8, rounds=1, repeat=2)
+    found, about = blocks.measure(sizes)
+    kinds = [
+        f"{block}_chunk_causal_{which}_32_w16" for which in ("forward", "both") for block in ("jax", "pallas")
+    ]
+    assert [row.name for row in found] == kinds
+    ours, fused, both, _ = found
+    assert 0 < ours.value < both.value and both.floor == pytest.approx(3.5 * ours.floor)
+    assert ours.baseline is None and "no cuDNN" in ours.note
+    assert fused.value is None and "needs a GPU" in fused.note
+    assert about["dtype"] == "float32"
+    ids = blocks.PATTERNS["chunk_causal"](32, 8)
+    assert layouts.visible_pairs(ids) == 8 * 8 * (1 + 2 + 3 + 4)

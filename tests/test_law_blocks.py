@@ -60,7 +60,11 @@ def test_rows_of_a_batch_have_lists_of_their_own():
     ids, chunk = np.zeros((2, 96, 3), np.int32), np.arange(96) // 8
     ids[:, :, 1] = [chunk, 11 - chunk]
     cut = tiled.cut_ids(jnp.asarray(ids), 16)
-    _, count = pallas_attention._lists(cut, cut, None)
+    rows, columns = (
+        tiled.Rows((), cut),
+        tiled.Columns(jnp.zeros((6, 2, 1, 16, 16)), jnp.zeros((6, 2, 1, 16, 16)), cut),
+    )
+    _, count = pallas_attention._lists(pallas_attention._relations(rows, columns, None))
     seen = np.asarray(count)[:, :, 2]
     assert seen.tolist() == [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]]
     assert (np.asarray(tiled.relations(cut, cut)) != tiled.NOTHING).all()

@@ -33,7 +33,7 @@ Tile = Any
 def block_forward(rows: Rows, columns: Columns, sums: Sums, *, part: int | None = None) -> Sums:
     """The sums with one more block of keys in them; see :func:`tiled_attention.block_forward`."""
     mine = (*rows.x, rows.ids, sums.out, sums.peak, sums.total)
-    lists = _lists(rows.ids, columns.ids, part)
+    lists = _lists(_relations(rows, columns, part))
     return Sums(*_call(_forward_kernel, lists, mine, (columns.k, columns.v, columns.ids), mine[2:]))
 
 
@@ -44,10 +44,9 @@ def block_backward(
     q, do, lse, mean = rows.x
     queries = (q, do, lse[..., 0], mean[..., 0], rows.ids)
     keys = (columns.k, columns.v, columns.ids)
-    lists = _lists(rows.ids, columns.ids, part)
-    (more,) = _call(_queries_kernel, lists, queries, keys, (q,))
-    lists = _lists(rows.ids, columns.ids, part, turned=True)
-    dk, dv = _call(_keys_kernel, lists, keys, queries, keys[:2])
+    said = _relations(rows, columns, part)
+    (more,) = _call(_queries_kernel, _lists(said), queries, keys, (q,))
+    dk, dv = _call(_keys_kernel, _lists(said.swapaxes(1, 2)), keys, queries, keys[:2])
     return dq + more.swapaxes(-1, -2), dk, dv
 
 
@@ -168,16 +167,17 @@ def _seen(q: tuple[Tile, ...], k: tuple[Tile, ...], *, turned: bool = False) -> 
     return law(tuple(map(first, q)), tuple(map(second, k)))
 
 
-def _lists(
-    rows: Int[Array, "i b 3 r"], columns: Int[Array, "j b 3 c"], part: int | None, *, turned: bool = False
-) -> tuple[Int[Array, "b program tile"], Int[Array, "b program 3"]]:
-    """For each tile of rows the tiles of columns that it sees, or turned: those seen whole first.
-
-    Beside them where each kind ends: 0, the end of those seen whole, and that of the others.
-    """
+def _relations(rows: Rows, columns: Columns, part: int | None) -> Int[Array, "b i j"]:
+    """What tiles see of each other, for each row of the batch by itself."""
     one = partial(relations, part=part)
-    said = jax.vmap(one, in_axes=1)(rows[:, :, None], columns[:, :, None])
-    said = said.swapaxes(1, 2) if turned else said
+    return jax.vmap(one, in_axes=1)(rows.ids[:, :, None], columns.ids[:, :, None])
+
+
+def _lists(said: Int[Array, "b i j"]) -> tuple[Int[Array, "b i j"], Int[Array, "b i 3"]]:
+    """For each tile i the tiles that it sees, those that it sees whole first; then the others.
+
+    Beside them where each kind ends: 0, the end of those seen whole, and that of those seen in part.
+    """
     chosen = jnp.argsort(-said, axis=-1, stable=True).astype(jnp.int32)
     whole, seen = (said == ALL).sum(-1), (said != NOTHING).sum(-1)
     return chosen, jnp.stack([jnp.zeros_like(whole), whole, seen], axis=-1).astype(jnp.int32)
