@@ -30,6 +30,19 @@ if importlib.util.find_spec("beartype"):
     install_import_hook(checked, "typecheck.check")
 
 
+FIRST = (
+    *("test_end_to_end", "test_law_mesh", "test_train_loop", "test_law_sprites_model", "test_law_packing"),
+    *("test_demo", "test_law_refine", "test_notebook", "test_law_generate", "test_law_shares"),
+)
+"""The files that take longest: whichever process takes one last would work on alone."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files; within a file the order stays."""
+    place = {name: at for at, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(FIRST)))
+
+
 @pytest.fixture(scope="session")
 def world():
     """A world of chunks of one frame with three actions; it keeps six chunks, two of them for good."""
