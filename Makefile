@@ -37,8 +37,10 @@ help:
 demo: .venv/core.stamp
 	$(BIN)/worldsim demo --out out/demo
 
+# Programs of the tests run for moments, so that to compile them well costs more than it saves: most of the
+# compiler's optimisations are off here, and on in test-all.
 test: .venv/dev.stamp
-	$(PYTEST) -m "not slow"
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow"
 
 test-all: .venv/dev.stamp
 	$(PYTEST)
