@@ -51,7 +51,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=4000,
+            steps=8000,
             batch=8,
             frames=24,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from worldsim import cli
-from worldsim.bench import blocks, child, layouts, ring, rivals, rows
+from worldsim.bench import blocks, child, layouts, ring, rivals, rollout, rows
 from worldsim.ops import attention
 from worldsim.ops.visible import PADDING, visible
 
@@ -178,10 +178,10 @@ def test_a_ringattention_that_is_wrong_shows(bench, monkeypatch):
 
 def test_the_process_has_its_devices_whatever_the_shell_says():
     given = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_dump_to=x", "PYTHONPATH": "there"}
-    flags = child.environment(given)["XLA_FLAGS"].split()
+    flags = child.environment(given, 8)["XLA_FLAGS"].split()
     assert [flag for flag in flags if "device_count" in flag] == ["--xla_force_host_platform_device_count=8"]
     assert "--xla_dump_to=x" in flags
-    assert child.environment(given)["PYTHONPATH"].endswith("there")
+    assert child.environment(given, 8)["PYTHONPATH"].endswith("there")
 
 
 def test_a_process_that_fails_is_told_of(monkeypatch):
@@ -218,3 +218,23 @@ def test_blocks_are_measured_in_every_pattern(monkeypatch):
     assert about["dtype"] == "float32"
     ids = blocks.PATTERNS["chunk_causal"](32, 8)
     assert layouts.visible_pairs(ids) == 8 * 8 * (1 + 2 + 3 + 4)
+
+
+def test_a_rollout_is_measured_beside_its_products():
+    config = rollout.workload(side=16, codes=16, width=32, layers=1, context=3)
+    sizes = rollout.Sizes(config, passes=(2,), near=2, far=5, frames=2, rounds=1)
+    found, about = rollout.measure(sizes)
+    names = ["cpu_s_per_frame_k2", "growth_5_over_2", "decode", "refine"]
+    assert [row.name for row in found] == names
+    assert all(row.value > 0 for row in found)
+    assert found[0].floor > 0 and found[0].unit == "CPU s a frame"
+    assert about["cores"]
+
+
+def test_a_live_rollout_stands_where_it_is_asked_to():
+    config = rollout.workload(side=16, codes=16, width=32, layers=1, context=3)
+    live = rollout.Live(rollout.random_world(config), frame=7, block=3)
+    assert live.state.next_order == 7
+    live(2, 1)
+    assert live.state.next_order == 9
+    assert sorted(np.asarray(live.state.cache.times)[0].tolist()) == [6, 7, 8]

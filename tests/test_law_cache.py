@@ -84,7 +84,7 @@ def masked(known, rows, *, seed=1):
 
 
 two_stream = jax.jit(Dynamics.two_stream, static_argnames="strategy")
-predict = jax.jit(Dynamics.predict)
+predict = jax.jit(lambda model, query, cache: model.predict(query, model.past(cache, query)))
 commit = jax.jit(Dynamics.commit)
 
 
@@ -244,7 +244,9 @@ def test_a_slot_past_the_end_is_dropped_and_the_others_stay():
     cache = commit(model, known, model.empty_cache(2), jnp.asarray([4, CONTEXT, 1]))
     assert np.flatnonzero(cache.ids[0, :, 0] == 0).tolist() == [1, 4]
     assert cache.ids[0, 1].tolist() == [0, 2, KNOWN]
-    assert not cache.keys[0][:, [0, 2, 3, *range(5, CONTEXT)]].any()
+    slots = np.asarray(cache.keys[0]).reshape(2, 2, CONTEXT, model.tokens, -1)
+    assert not slots[:, :, [0, 2, 3, *range(5, CONTEXT)]].any()
+    assert slots[:, :, [1, 4]].any(axis=(0, 1, 3, 4)).all()
 
 
 def test_only_differences_of_phase_matter():
@@ -254,7 +256,7 @@ def test_only_differences_of_phase_matter():
 
     def turn(x, at):
         at = jnp.full((1, 1), at)
-        return rope.rotate(x, rope.phases(at, 2 * at, -at, head=16, base=50.0))
+        return rope.rotate(x, rope.turns(rope.phases(at, 2 * at, -at, head=16, base=50.0)))
 
     score = lambda a, b: float((turn(q, a) * turn(k, b)).sum())
 

@@ -189,7 +189,7 @@ def test_a_result_goes_on_in_its_own_direction_only(world):
 
 def test_one_trace_for_every_verb_length_and_dial(world):
     world.extend(tiny.make_clip(2), 1)
-    jitted = rollout_block, prefill, render._draw, render._encode
+    jitted = rollout_block, prefill, render.draw, render._encode
     before = [function._cache_size() for function in jitted]
     for call, _ in verbs(world).values():
         call()

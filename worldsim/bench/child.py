@@ -10,17 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DEVICES = 8
-"""As how many devices the CPU poses."""
+DEVICES = {"ring": 8, "blocks": 8, "rollout": 1}
+"""As how many devices the CPU poses, by benchmark."""
+
+ALONE = ("rollout",)
+"""Benchmarks that keep to one core, where the system lets a process choose."""
 
 PATIENCE = 3600
 """Seconds that a device waits for another: where they share few cores XLA's own 40 can end a healthy run."""
 
 
-def environment(given: Mapping[str, str]) -> dict[str, str]:
+def environment(given: Mapping[str, str], devices: int) -> dict[str, str]:
     """The variables of the process: those given, with simulated devices and this very package."""
     ours = {
-        "--xla_force_host_platform_device_count": DEVICES,
+        "--xla_force_host_platform_device_count": devices,
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds": PATIENCE,
         "--xla_cpu_collective_call_terminate_timeout_seconds": PATIENCE,
     }
@@ -34,7 +37,7 @@ def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark in its process.
 
     Args:
-      what: ``ring`` or ``blocks``.
+      what: ``ring``, ``blocks`` or ``rollout``.
       quick: small sizes, to see that it runs; its figures say little.
 
     Returns:
@@ -44,7 +47,8 @@ def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
       RuntimeError: the process failed; it has said why on stderr.
     """
     command = [sys.executable, "-m", "worldsim.bench.child", what, *(["quick"] if quick else [])]
-    ran = subprocess.run(command, env=environment(os.environ), stdout=subprocess.PIPE, text=True)
+    variables = environment(os.environ, DEVICES[what])
+    ran = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True)
     if ran.returncode:
         raise RuntimeError(f"bench {what}: its process ended with status {ran.returncode}; see above.")
     return json.loads(ran.stdout)
@@ -52,10 +56,12 @@ def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
 
 def main(words: list[str]) -> None:
     """Measure here, and write what was found as one line of JSON to stdout."""
-    from worldsim.bench import blocks, ring
+    if words[0] in ALONE and hasattr(os, "sched_setaffinity"):  # before JAX starts its threads
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    from worldsim.bench import blocks, ring, rollout
     from worldsim.bench.rows import as_json
 
-    suite = {"ring": ring, "blocks": blocks}[words[0]]
+    suite = {"ring": ring, "blocks": blocks, "rollout": rollout}[words[0]]
     rows, machine = suite.measure(suite.QUICK if "quick" in words else suite.FULL)
     sys.stdout.write(as_json([row.plain() for row in rows], machine) + "\n")
 

@@ -9,8 +9,11 @@ from worldsim.cli.options import positional, tell
 
 def bench(
     what: Annotated[
-        Literal["ring", "blocks"],
-        *positional("WHAT", "ring: attention over many devices; blocks: on one, in all patterns."),
+        Literal["ring", "blocks", "rollout"],
+        *positional(
+            "WHAT",
+            "ring: attention over many devices; blocks: on one, in all patterns; rollout: generated frames.",
+        ),
     ],
     json: bool = False,
     quick: bool = False,

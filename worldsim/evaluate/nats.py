@@ -47,10 +47,11 @@ def surprise(
     model = nnx.merge(graph, params)
     h = query.codes.shape[2]
     codes = rearrange(query.codes, "b p h w -> b p (h w)")
+    past = model.past(cache, query)
 
     def one(i, total):
         shown = rearrange(jnp.where(ranks < i, codes, model.mask), "b p (h w) -> b p h w", h=h)
-        logits = model.predict(dataclasses.replace(query, codes=shown), cache)
+        logits = model.predict(dataclasses.replace(query, codes=shown), past)
         logits = rearrange(logits, "b p h w v -> b p (h w) v")
         here = jnp.argmax(ranks == i, axis=-1)[..., None]
         row = jnp.take_along_axis(logits, here[..., None], axis=2)[:, :, 0]

@@ -41,7 +41,20 @@ class Renderer:
 
 
 @partial(jax.jit, static_argnames=("graphs", "guidance"))
-def _draw(graphs, params, codes, sides, keys, steps, guidance):
+def draw(
+    graphs: tuple[nnx.GraphDef, nnx.GraphDef | None],
+    params: tuple[Any, Any],
+    codes: Int[Array, "b p h w"],
+    sides: Bool[Array | np.ndarray, "p 2"],
+    keys: Array,
+    steps: Int[Array, ""],
+    guidance: float,
+) -> UInt8[Array, "b t H W c"]:
+    """Frames of chunks in the order of time, as one program; arguments as of :func:`render`.
+
+    ``graphs`` and ``params`` are those of the tokenizer and of the refinement head, None to leave it out;
+    ``sides`` says which chunks see the one before them and the one after.
+    """
     model = nnx.merge(graphs[0], params[0])
     latents = model.quantizer.lookup(codes)
     if graphs[1] is not None:
@@ -95,7 +108,7 @@ def render(
         rows = np.arange(start - halo, start + BLOCK + halo)
         there = np.ones(len(rows), bool) if window == "cyclic" else (rows >= 0) & (rows < count)
         rows = rows % count if window == "cyclic" else rows.clip(0, count - 1)
-        frames = _draw(
+        frames = draw(
             graphs,
             params,
             codes[:, rows],

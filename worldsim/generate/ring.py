@@ -27,9 +27,9 @@ from jaxtyping import Array, Float, Int
 
 from worldsim.config import WorldConfig
 from worldsim.generate.rollout import Dials, draw_chunk
-from worldsim.models.cache import KVCache
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.ops.cached_attention import Part
 from worldsim.ops.sampling import certainty, keep_least_certain, masked_after
 
 WIDE = 32
@@ -91,7 +91,9 @@ def others(place: int, total: int, *, context: int, after: int, closed: bool) ->
     return np.concatenate([late[:count], -early[: seen - count][::-1]]).astype(np.int32)
 
 
-def surprise(model: Dynamics, query: Chunks, cache: KVCache, steps: Int[Array, ""]) -> Float[Array, "b"]:
+def surprise(
+    model: Dynamics, query: Chunks, past: tuple[Part, ...], steps: Int[Array, ""]
+) -> Float[Array, "b"]:
     """Nats with which the sampler, at temperature 1, would draw the codes that a chunk has.
 
     The chunk is revealed in the sampler's own masked passes, the most certain codes first. In as many passes
@@ -110,7 +112,7 @@ def surprise(model: Dynamics, query: Chunks, cache: KVCache, steps: Int[Array, "
     def one_pass(step, carry):
         codes, nats = carry
         grid = rearrange(codes, "b (h w) -> b 1 h w", h=h)
-        logits = model.predict(dataclasses.replace(query, codes=grid), cache)
+        logits = model.predict(dataclasses.replace(query, codes=grid), past)
         logits = rearrange(logits, "b 1 h w v -> b (h w) v")
         left = masked_after(step, steps, n)
         codes, more = jax.vmap(reveal, (0, 0, 0, None))(codes, true, logits, left)
@@ -126,7 +128,7 @@ def redraw_block(
 ) -> Int[Array, "b h w"]:
     """Draw each row's query given what it sees."""
     model = nnx.merge(graph, params)
-    return draw_chunk(model, query, model.remember(seen), keys, dials)[:, 0]
+    return draw_chunk(model, query, model.past(model.remember(seen), query), keys, dials)[:, 0]
 
 
 @partial(jax.jit, static_argnames="graph")
@@ -135,7 +137,7 @@ def surprise_block(
 ) -> Float[Array, "b"]:
     """Score each row's query given what it sees."""
     model = nnx.merge(graph, params)
-    return surprise(model, query, model.remember(seen), steps)
+    return surprise(model, query, model.past(model.remember(seen), query), steps)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from worldsim.generate.prefill import Rows, blocks, prefill
-from worldsim.models.cache import KVCache
+from worldsim.models.cache import Entry, KVCache, no_entry, write
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.ops.cached_attention import Part
 from worldsim.ops.sampling import certainty, keep_least_certain, masked_after, sample_codes
 from worldsim.plan import Plan
 
@@ -94,9 +95,9 @@ def _row(rows: Rows, i: Int[Array, ""]) -> Rows:
 
 
 def draw_chunk(
-    model: Dynamics, query: Chunks, cache: KVCache, keys: Array, dials: Dials
+    model: Dynamics, query: Chunks, past: tuple[Part, ...], keys: Array, dials: Dials
 ) -> Int[Array, "b 1 h w"]:
-    """Draw one chunk's codes in ``dials.steps`` masked passes; the cache stays as it is."""
+    """Draw one chunk's codes in ``dials.steps`` masked passes over what it sees of the past."""
     b, _, h, w = query.codes.shape
 
     def reveal(codes, logits, key, step):
@@ -109,7 +110,7 @@ def draw_chunk(
 
     def one_pass(step, codes):
         grid = rearrange(codes, "b (h w) -> b 1 h w", h=h)
-        logits = model.predict(dataclasses.replace(query, codes=grid), cache)
+        logits = model.predict(dataclasses.replace(query, codes=grid), past)
         logits = rearrange(logits, "b 1 h w v -> b (h w) v")
         return jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
 
@@ -118,28 +119,39 @@ def draw_chunk(
     return rearrange(codes, "b (h w) -> b 1 h w", h=h)
 
 
+def generate(
+    model: Dynamics, cache: KVCache, row: Rows, keys: Array, dials: Dials
+) -> tuple[Int[Array, "b 1 h w"], Entry]:
+    """The codes of one row of a plan, and what its chunk brings to the cache."""
+    query = row.chunks(stream=QUERY)
+    past = model.past(cache, query)  # what a query sees of it, its known chunk sees
+    codes = draw_chunk(model, query, past, chunk_keys(keys, row.times[0]), dials)
+    return codes, model.enter(dataclasses.replace(row, codes=codes).chunks(stream=KNOWN), past)
+
+
 @partial(jax.jit, static_argnames="graph", donate_argnames="cache")
 def rollout_block(
     graph: nnx.GraphDef, params: nnx.State, cache: KVCache, rows: Rows, keys: Array, dials: Dials
 ) -> tuple[KVCache, Int[Array, "b r h w"]]:
-    """Generate a block of plan rows one after another; padded rows cost nothing."""
+    """Generate a block of plan rows one after another; padded rows cost nothing.
 
+    What a chunk brings is written to the cache before the next one reads it: a buffer that is first written
+    and then read needs no copy.
+    """
     model = nnx.merge(graph, params)
 
-    def generate(cache, row):
-        query = row.chunks(stream=QUERY)
-        codes = draw_chunk(model, query, cache, chunk_keys(keys, row.times[0]), dials)
-        known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN)
-        return model.commit(known, cache, row.slots), codes
-
     def one_row(i, carry):
-        cache, codes = carry
+        cache, entry, slot, codes = carry
+        cache = jax.lax.optimization_barrier(write(cache, entry, slot))
         row = _row(rows, i)
-        cache, drawn = generate(cache, row)
-        return cache, jax.lax.dynamic_update_slice_in_dim(codes, drawn, i, axis=1)
+        drawn, entry = generate(model, cache, row, keys, dials)
+        codes = jax.lax.dynamic_update_slice_in_dim(codes, drawn, i, axis=1)
+        return cache, entry, row.slots, codes
 
-    codes = jnp.zeros(rows.codes.shape, jnp.int32)
-    return jax.lax.fori_loop(0, rows.real.sum(), one_row, (cache, codes))
+    slots = cache.times.shape[1]
+    begin = cache, no_entry(cache), jnp.full((1,), slots), jnp.zeros(rows.codes.shape, jnp.int32)
+    cache, entry, slot, codes = jax.lax.fori_loop(0, rows.real.sum(), one_row, begin)
+    return write(cache, entry, slot), codes
 
 
 def run(

@@ -13,10 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from worldsim.config import DynamicsConfig, Remat, TokenizerConfig
-from worldsim.models.cache import KVCache, empty_cache, write
+from worldsim.models.cache import Entry, KVCache, empty_cache, write
 from worldsim.models.transformer import Transformer
 from worldsim.ops import rope
 from worldsim.ops.attention import attend, attend_block, context_size, merge
+from worldsim.ops.cached_attention import Part, attend_parts
+from worldsim.ops.once import once
+from worldsim.ops.visible import UNSEEN, visible
 
 NOISE_BUCKETS = 16
 
@@ -164,10 +167,10 @@ class Dynamics(nnx.Module):
         """
         parts = 1 if strategy == "local" else context_size()
         both = jax.tree.map(partial(_alternate, parts=parts), known, query)
-        angles, ids = self._angles(both.times - known.times[:, :1]), self._ids(both.ids)
+        turns, ids = rope.turns(self._angles(both.times - known.times[:, :1])), self._ids(both.ids)
 
         def mix(q, k, v):
-            q, k = rope.rotate(q, angles), rope.rotate(k, angles)
+            q, k = rope.rotate(q, turns), rope.rotate(k, turns)
             return attend(q, k, v, ids, ids, strategy=strategy, unit=self.tokens)
 
         x = self.transformer(self.embed(both), lambda _: mix, remat=remat)
@@ -175,45 +178,65 @@ class Dynamics(nnx.Module):
         x = rearrange(x, "b (n s) d -> b n s d", n=parts)[:, :, share:]
         return self._logits(rearrange(x, "b n s d -> b (n s) d"))
 
-    def _read(self, chunks: Chunks, cache: KVCache | None):
-        """Run chunks against the cache, if any, and one another; also their keys and values per layer."""
-        b, p = chunks.codes.shape[:2]
-        start = chunks.times[:, :1]
-        angles, ids = self._angles(chunks.times - start), self._ids(chunks.ids)
-        if cache is not None:
-            past_angles, past_ids = self._angles(cache.times - start), self._ids(cache.ids)
+    def past(self, cache: KVCache, readers: Chunks) -> tuple[Part, ...]:
+        """What a cache shows to chunks, per layer: keys rotated as seen from the first of them.
+
+        Worked out once for all passes over the same chunks. The bias has an axis for them, ``[p b m]``.
+        """
+        angles = self._angles(cache.times - readers.times[:, :1])
+        turns = tuple(part[:, None] for part in once(rope.turns, angles))
+        keys = once(lambda turns, keys: [rope.turn(k, turns) for k in keys], turns, cache.keys)
+
+        def hide(ids, past):
+            seen = rearrange(visible(ids, past), "b p s -> p b s")
+            return jnp.where(jnp.repeat(seen, self.tokens, axis=-1), 0.0, UNSEEN)
+
+        bias = once(hide, readers.ids, cache.ids)
+        return tuple(Part(k, v, bias) for k, v in zip(keys, cache.values, strict=True))
+
+    def _read(self, chunks: Chunks, past: tuple[Part, ...] | None):
+        """Run chunks against the past, if any, and one another; also their keys and values per layer."""
+        p = chunks.codes.shape[1]
+        angles, ids = self._angles(chunks.times - chunks.times[:, :1]), self._ids(chunks.ids)
+        turns = once(rope.turns, angles)
         kept: list[tuple[Array, Array]] = []
 
         def mix(layer):
             def read(q, k, v):
-                kept.append(tuple(a.reshape(b, p, self.tokens, *a.shape[2:]) for a in (k, v)))
-                q = rope.rotate(q, angles)
-                own = attend_block(q, rope.rotate(k, angles), v, ids, ids)
-                if cache is None:
-                    return own[0]
-                past_k, past_v = (a[layer].reshape(b, -1, *k.shape[2:]) for a in (cache.keys, cache.values))
-                past = attend_block(q, rope.rotate(past_k, past_angles), past_v, ids, past_ids)
-                return merge([past, own])
+                kept.append(tuple(rearrange(a, "b m k e -> b k m e") for a in (k, v)))
+                q, k = rope.rotate(q, turns), rope.rotate(k, turns)
+                if past is None:
+                    return attend_block(q, k, v, ids, ids)[0]
+                heads_first = lambda a: rearrange(a, "b m k e -> b k m e")
+                if p == 1:  # a chunk sees all of itself
+                    own, bias = Part(heads_first(k), heads_first(v)), past[layer].bias[0]
+                    parts = [dataclasses.replace(past[layer], bias=bias), own]
+                    return rearrange(attend_parts(heads_first(q), parts)[0], "b k n e -> b n k e")
+                return merge([_over_past(q, past[layer]), attend_block(q, k, v, ids, ids)])
 
             return read
 
         return self.transformer(self.embed(chunks), mix), kept
 
-    def predict(self, query: Chunks, cache: KVCache) -> Float[Array, "b p h w v"]:
-        """Logits of masked chunks against the cache; the cache stays as it is."""
-        return self._logits(self._read(query, cache)[0])
+    def predict(self, query: Chunks, past: tuple[Part, ...]) -> Float[Array, "b p h w v"]:
+        """Logits of masked chunks against what :meth:`past` gave for them."""
+        return self._logits(self._read(query, past)[0])
+
+    def enter(self, known: Chunks, past: tuple[Part, ...] | None) -> Entry:
+        """What known chunks bring to a cache, read under the same law: each reads the past, and those of
+        lower order among them."""
+        _, kept = self._read(known, past)
+        keys, values = zip(*kept, strict=True)
+        return Entry(keys, values, known.times, known.ids)
 
     def commit(self, known: Chunks, cache: KVCache, slots: Int[Array, "p"]) -> KVCache:
-        """The cache with known chunks (read under the same law) written to their slots."""
-        _, kept = self._read(known, cache)
-        keys, values = zip(*kept, strict=True)
-        return write(cache, keys, values, known.times, known.ids, slots)
+        """The cache with known chunks written to their slots."""
+        return write(cache, self.enter(known, self.past(cache, known)), slots)
 
     def remember(self, known: Chunks) -> KVCache:
         """A cache of just these known chunks, each reading those of lower order."""
-        _, kept = self._read(known, None)
-        keys, values = zip(*kept, strict=True)
-        return KVCache(keys, values, known.times, known.ids)
+        entry = self.enter(known, None)
+        return KVCache(entry.keys, entry.values, entry.times, entry.ids)
 
     def empty_cache(self, batch: int) -> KVCache:
         """A cache of ``context`` empty slots."""
@@ -234,3 +257,16 @@ def _alternate(known: Array, query: Array, *, parts: int) -> Array:
     cut = [x.reshape(x.shape[0], parts, -1, *x.shape[2:]) for x in (known, query)]
     joined = jnp.concatenate(cut, axis=2)
     return joined.reshape(joined.shape[0], -1, *joined.shape[3:])
+
+
+def _over_past(q: Float[Array, "b m k e"], past: Part) -> tuple[Array, Array]:
+    """What the tokens of several chunks read of a past, chunk by chunk, and their log-sum-exps."""
+
+    def one(of):
+        q, bias = of
+        return attend_parts(q, [dataclasses.replace(past, bias=bias)])
+
+    bias = jnp.asarray(past.bias)
+    chunks = rearrange(q, "b (p n) k e -> p b k n e", p=len(bias))
+    out, lse = jax.lax.map(one, (chunks, bias))
+    return rearrange(out, "p b k n e -> b (p n) k e"), rearrange(lse, "p b k n -> b (p n) k")

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 
 _SPACE_BASE = 100.0
 
+Turns = tuple[Float[Array, "b n r"], Float[Array, "b n r"]]
+"""Cosine and sine of each angle of each token."""
+
 
 def frequencies(head: int, base: float) -> tuple[np.ndarray, np.ndarray]:
     """Radians per frame and per code: ``[head / 4]`` for time, ``[head / 8]`` for each side."""
@@ -38,8 +41,18 @@ def phases(
     )
 
 
-def rotate(x: Float[Array, "b n k e"], angles: Float[Array, "b n r"]) -> Float[Array, "b n k e"]:
+def turns(angles: Float[Array, "b n r"]) -> Turns:
+    """Cosines and sines."""
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "b n k e"], by: Turns) -> Float[Array, "b n k e"]:
     """Turn the pairs ``(x[i], x[i + e/2])`` by their angles."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    return turn(x, (by[0][:, :, None], by[1][:, :, None]))
+
+
+def turn(x: Float[Array, "*n e"], by: tuple[Array, Array]) -> Float[Array, "*n e"]:
+    """The same where cosines and sines broadcast against the pairs."""
+    cos, sin = by
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

@@ -7,6 +7,8 @@ again: small things that may be in several places then end up nowhere.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -27,9 +29,29 @@ def masked_after(step: Int[Array, ""], steps: Int[Array, ""], tokens: int) -> In
 def sample_codes(
     logits: Float[Array, "n v"], key: Array, *, temperature: Float[Array, ""]
 ) -> Int[Array, "n"]:
-    """Draw a code per token at a temperature; 0 takes the likeliest."""
-    noise = jax.random.gumbel(key, logits.shape)
-    return jnp.argmax(logits.astype(jnp.float32) + temperature * noise, axis=-1).astype(jnp.int32)
+    """Draw a code per token at a temperature; 0 takes the likeliest.
+
+    One uniform number a token, looked up in the sums of the weights so far: of blocks of codes first, then of
+    the codes of the block that it falls into. (Noise for every code takes longer than a small transformer.)
+    """
+    n, v = logits.shape
+    side = math.isqrt(v - 1) + 1
+    logits = logits.astype(jnp.float32) - logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits / jnp.where(temperature > 0, temperature, 1.0))
+    weights = jnp.pad(weights, ((0, 0), (0, side * side - v))).reshape(n, side, side)
+    blocks = jnp.cumsum(weights.sum(-1), axis=-1)
+    point = jax.random.uniform(key, (n,)) * blocks[:, -1]
+    block = _first_above(blocks, point)
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    before = jnp.where(block > 0, jnp.take_along_axis(blocks, block[:, None] - 1, axis=1)[:, 0], 0.0)
+    drawn = block * side + _first_above(jnp.cumsum(inside, axis=-1), point - before)
+    return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+def _first_above(sums: Float[Array, "n k"], point: Float[Array, "n"]) -> Int[Array, "n"]:
+    """Where growing sums first exceed a point; where rounding lets none, the last that grew."""
+    above = sums > jnp.minimum(point, jnp.nextafter(sums[:, -1], 0.0))[:, None]
+    return jnp.argmax(above, axis=-1)
 
 
 def certainty(logits: Float[Array, "n v"]) -> Float[Array, "n"]:

@@ -1,0 +1,87 @@
+"""Laws of decoding: attention over a cache is attention, draws follow the weights, and no cache is copied."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from worldsim.generate import rollout
+from worldsim.generate.prefill import blocks
+from worldsim.ops import attention
+from worldsim.ops.cached_attention import Part, attend_parts
+from worldsim.ops.sampling import sample_codes
+from worldsim.ops.visible import UNSEEN
+from worldsim.plan import make_plan
+
+
+def noise(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng((seed, *shape)).normal(size=shape), jnp.float32)
+
+
+def test_attention_over_parts_is_attention_over_all_that_is_seen():
+    """Row 0 sees a part of the cache, row 1 nothing of it: without the chunk itself it sees nothing."""
+    q, k, v = noise(2, 5, 3, 8), noise(2, 12, 3, 8, seed=1), noise(2, 12, 3, 8, seed=2)
+    seen = np.zeros((2, 12), bool)
+    seen[0, [0, 3, 4, 9]] = True
+    own_k, own_v = noise(2, 5, 3, 8, seed=3), noise(2, 5, 3, 8, seed=4)
+    first = lambda x: x.swapaxes(1, 2)
+    past = Part(first(k), first(v), jnp.where(seen, 0.0, UNSEEN))
+    ids = lambda segment: jnp.stack([jnp.asarray(segment), *[jnp.zeros_like(segment)] * 2], -1).astype(
+        jnp.int32
+    )
+    q_ids, k_ids, own_ids = ids(np.zeros((2, 5))), ids(np.where(seen, 0, -1)), ids(np.zeros((2, 5)))
+
+    both, _ = attend_parts(first(q), [past, Part(first(own_k), first(own_v))])
+    join = lambda *x: jnp.concatenate(x, axis=1)
+    want = attention.reference(q, join(k, own_k), join(v, own_v), q_ids, join(k_ids, own_ids))
+    np.testing.assert_allclose(first(both), want, atol=1e-6)
+
+    alone, lse = attend_parts(first(q), [past])
+    np.testing.assert_allclose(first(alone), attention.reference(q, k, v, q_ids, k_ids), atol=1e-6)
+    assert not np.any(alone[1]) and np.all(lse[1] == UNSEEN) and np.all(lse[0] > UNSEEN / 2)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("codes", [9, 16, 23])
+def test_codes_are_drawn_by_their_weights(codes, temperature):
+    """Each share within five standard deviations, whether or not codes fill a square; none of weight 0."""
+    logits = 2 * noise(3, codes).at[:, 4].set(-jnp.inf)
+    draw = lambda key: sample_codes(logits, key, temperature=jnp.float32(temperature))
+    drawn = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 20_000)))
+    share = np.stack([np.bincount(row, minlength=codes) for row in drawn.T]) / len(drawn)
+    want = np.asarray(jax.nn.softmax(logits / temperature))
+    assert np.all(np.abs(share - want) <= 5 * np.sqrt(want * (1 - want) / len(drawn)) + 1e-9)
+    assert not share[:, 4].any()
+
+
+def test_without_temperature_the_likeliest_code_is_taken():
+    logits = noise(50, 10)
+    drawn = sample_codes(logits, jax.random.key(0), temperature=jnp.float32(0))
+    np.testing.assert_array_equal(drawn, np.argmax(logits, -1))
+
+
+def test_a_rollout_copies_no_cache():
+    """In the optimised program the cache is written slice by slice, and nothing of its shape is copied."""
+    world = tiny.make_world(tiny.config(context=13, pinned=2))
+    state = rollout.start(*world.dynamics, keys=jax.random.key(0)[None])
+    plan, codes = make_plan(np.zeros(0, int), np.arange(3)), np.zeros((1, 3, 2, 2), np.int32)
+    given = {"codes": codes, "actions": np.zeros((1, 3, 1), np.int32), "conditions": {}, "context": 13}
+    _, rows = next(blocks(plan, np.arange(3), np.arange(3), **given))
+    arrays, tree = jax.tree.flatten(state.cache)
+
+    def generate(arrays):
+        block = rollout.rollout_block(
+            *world.dynamics, tree.unflatten(arrays), rows, state.keys, world.dials()
+        )
+        return jax.tree.leaves(block)
+
+    text = jax.jit(generate, donate_argnums=0).lower(arrays).compile().as_text()
+    shape = re.escape(f"f32[{','.join(map(str, state.cache.keys[0].shape))}]")
+    made = re.findall(rf"= {shape}\S* ([\w-]+)\(", text)
+    assert "dynamic-update-slice" in made
+    assert "copy" not in made
