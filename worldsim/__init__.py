@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldsim.generate.extend import Generated, World
+    from worldsim.generate.simulate import Simulator, SimulatorState
     from worldsim.types import Clip
 
-__all__ = ["Clip", "Generated", "World", "load"]
+__all__ = ["Clip", "Generated", "Simulator", "SimulatorState", "World", "load"]
 __version__ = "0.1.0"
 
 
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from worldsim.generate import extend
 
         return getattr(extend, name)
+    if name in ("Simulator", "SimulatorState"):
+        from worldsim.generate import simulate
+
+        return getattr(simulate, name)
     if name == "Clip":
         from worldsim.types import Clip
 

@@ -1,0 +1,124 @@
+"""Laws of the simulator: it is the rollout, step by step; pure; each world of a batch is alone."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import worldsim
+from worldsim.generate import simulate
+from worldsim.generate.render import render, tokenize
+from worldsim.types import Clip
+
+STEPS = 9
+"""More than the cache has slots beside what is given."""
+
+
+def walk(sim, state, actions):
+    """What each step answers with, and the last state."""
+    seen = []
+    for action in actions:
+        state, shown = sim.step(state, action)
+        seen.append(np.asarray(shown))
+    return state, np.stack(seen)
+
+
+@pytest.mark.parametrize("which", ["world", "pair_world"])
+@pytest.mark.parametrize("known", [2, 8])
+def test_steps_draw_the_codes_of_a_rollout(request, which, known):
+    world = request.getfixturevalue(which)
+    f = world.config.tokenizer.frames_per_chunk
+    clip, actions = tiny.make_clip(known), tiny.make_clip(f * STEPS, seed=3).actions
+    key = jax.random.key(7)
+    whole = world.extend(clip, f * STEPS, actions=actions, key=key, steps=2)
+    sim = worldsim.Simulator(world, steps=2, show="codes")
+    state, codes = walk(sim, sim.reset(clip, key), actions.reshape(STEPS, 1, f))
+    np.testing.assert_array_equal(codes[:, 0], whole.codes)
+    assert float(state.time) == whole.times[-1] + f
+    free = world.extend(clip, f * 2, key=key, steps=2)
+    np.testing.assert_array_equal(walk(sim, sim.reset(clip, key), [None] * 2)[1][:, 0], free.codes)
+
+
+def test_frames_are_drawn_beside_those_before_them(world):
+    """The same frames as a rendering that streams, whatever lies before: nothing, a chunk, or more."""
+    for known in (1, 2, 5):
+        clip = tiny.make_clip(known, actions=False)
+        sim = worldsim.Simulator(world, steps=1)
+        told = worldsim.Simulator(world, steps=1, show="codes")
+        _, frames = walk(sim, sim.reset(clip), [None] * 3)
+        _, codes = walk(told, told.reset(clip), [None] * 3)
+        given = tokenize(*world.tokenizer, clip.frames[None], frames_per_chunk=1)
+        every = np.concatenate([given, codes.swapaxes(0, 1)], axis=1)
+        key = jax.random.key(0)[None]
+        times = np.arange(every.shape[1], dtype=np.float32)
+        want = render(world.renderer, every, times, key, refine_steps=4, window="streaming")
+        assert frames.shape == (3, 1, 1, 16, 16, 3) and frames.dtype == np.uint8
+        apart = frames[:, 0, 0].astype(int) - want[0, known:].astype(int)
+        assert np.abs(apart).max() <= 1
+
+
+def test_a_state_can_be_stepped_from_twice(world):
+    sim = worldsim.Simulator(world, steps=2, show="codes")
+    start = sim.reset(tiny.make_clip(4), jax.random.key(1))
+    middle, _ = walk(sim, start, [np.array([1])] * 2)
+    copy = jax.tree.map(lambda x: x, middle)
+    _, left = walk(sim, middle, [np.array([1])] * 3)
+    _, right = walk(sim, middle, [np.array([2])] * 3)
+    assert (left != right).any()
+    np.testing.assert_array_equal(walk(sim, copy, [np.array([1])] * 3)[1], left)
+    np.testing.assert_array_equal(walk(sim, start, [np.array([1])] * 5)[1][2:], left)
+
+
+def test_each_world_of_a_batch_is_alone_and_all_steps_are_one_program(world):
+    sim = worldsim.Simulator(world, steps=2, show="codes")
+    clips = [tiny.make_clip(5, seed=i) for i in range(3)]
+    keys, actions = jax.random.split(jax.random.key(2), 3), np.arange(3 * STEPS).reshape(STEPS, 3) % 3
+    before = simulate._step._cache_size()
+    _, together = walk(sim, sim.reset(clips, keys), actions)
+    assert simulate._step._cache_size() == before + 1
+    np.testing.assert_array_equal(walk(sim, sim.reset(clips, jax.random.key(2)), actions)[1], together)
+    for i, clip in enumerate(clips):
+        _, alone = walk(sim, sim.reset(clip, keys[i]), actions[:, i : i + 1])
+        np.testing.assert_array_equal(alone[:, 0], together[:, i])
+
+
+def test_what_a_simulator_cannot_take_is_refused(world, pair_world):
+    sim = worldsim.Simulator(world)
+    state = sim.reset(tiny.make_clip(3))
+    for wrong, said in (
+        (np.array([0, 1]), r"\[2\]; give \[1\]"),
+        (np.array([7]), "actions go from 7 to 7"),
+        (np.array([0.5]), "give integers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sim.step(state, wrong)
+    with pytest.raises(ValueError, match=r"\[1\]; give \[1, 2\]"):
+        pair = worldsim.Simulator(pair_world)
+        pair.step(pair.reset(tiny.make_clip(4)), np.array([1]))
+    with pytest.raises(ValueError, match="equally many chunks"):
+        sim.reset([tiny.make_clip(3), tiny.make_clip(4)])
+    with pytest.raises(ValueError, match="2 keys for 1 clips"):
+        sim.reset(tiny.make_clip(3), jax.random.split(jax.random.key(0)))
+    with pytest.raises(ValueError, match="no clips"):
+        sim.reset([])
+    with pytest.raises(ValueError, match="frames are 8x8"):
+        sim.reset(Clip(np.zeros((3, 8, 8, 3), np.uint8)))
+
+
+def test_a_world_without_actions_runs_free():
+    world = tiny.make_world(tiny.config(action=tiny.ActionConfig()))
+    sim = worldsim.Simulator(world, steps=1, show="codes")
+    state = sim.reset(tiny.make_clip(3, actions=False))
+    _, codes = sim.step(state)
+    np.testing.assert_array_equal(
+        codes[0], world.extend(tiny.make_clip(3, actions=False), 1, steps=1).codes[0]
+    )
+    with pytest.raises(ValueError, match="takes no actions"):
+        sim.step(state, np.array([1]))
+
+
+def test_a_state_is_arrays_alone(world):
+    leaves = jax.tree.leaves(worldsim.Simulator(world).reset(tiny.make_clip(3)))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)

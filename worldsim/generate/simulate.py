@@ -1,0 +1,230 @@
+"""The Simulator: a world that takes an action and answers with a frame, one step at a time.
+
+    sim = Simulator(world)
+    state = sim.reset(clips, key)
+    state, frames = sim.step(state, actions)
+
+A step is a row of the plan that :meth:`worldsim.generate.extend.World.extend` carries out: with the same key
+and actions both draw the same codes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from worldsim.generate import requests, rollout
+from worldsim.generate.answer import detail_keys
+from worldsim.generate.check import action_problems
+from worldsim.generate.extend import World
+from worldsim.generate.prefill import Rows
+from worldsim.generate.render import HALO, draw, tokenize
+from worldsim.generate.rollout import Dials
+from worldsim.models.cache import KVCache, write
+from worldsim.plan import Plan
+from worldsim.types import Actions, Clip
+
+Show = Literal["frames", "codes"]
+"""What a step answers with."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SimulatorState:
+    """Where b simulated worlds stand; arrays alone, so that it can be kept, copied, saved and sent.
+
+    Attributes:
+      cache: committed chunks.
+      keys: ``[b]``, one per world; a chunk's stream is folded from its time.
+      time: of the next chunk's first frame, in frames from the first one seen.
+      order: of the next chunk.
+      turn: slots that have been given out; the next chunk takes the one that was written longest ago.
+      codes: ``[b q h w]`` of the latest chunks, which the next one is drawn beside.
+      shown: how many of them there are.
+    """
+
+    cache: KVCache
+    keys: Array
+    time: Float[Array, ""]
+    order: Int[Array, ""]
+    turn: Int[Array, ""]
+    codes: Int[Array, "b q h w"]
+    shown: Int[Array, ""]
+
+
+@partial(jax.jit, static_argnames=("graphs", "frames", "show"))
+def _step(
+    graphs: tuple[nnx.GraphDef, ...], params: tuple[Any, ...], state: SimulatorState, actions: Array | None,
+    dials: Dials, *, frames: int, show: Show,
+) -> tuple[SimulatorState, Array]:  # fmt: skip
+    """The next state, and what ``show`` says of the new chunk of so many frames."""
+    slot = state.turn % state.cache.times.shape[1]
+    row = Rows(
+        codes=state.codes[:, -1:],
+        times=state.time[None],
+        orders=state.order[None],
+        slots=slot[None],
+        real=jnp.ones(1, bool),
+        actions=actions,
+        conditions={},
+    )
+    model = nnx.merge(graphs[0], params[0])
+    new, entry = rollout.generate(model, state.cache, row, state.keys, dials)
+    codes = jnp.concatenate([state.codes, new], axis=1)
+    after = SimulatorState(
+        cache=write(state.cache, entry, slot[None]),
+        keys=state.keys,
+        time=state.time + frames,
+        order=state.order + 1,
+        turn=state.turn + 1,
+        codes=codes[:, 1:],
+        shown=jnp.minimum(state.shown + 1, HALO),
+    )
+    if show == "codes":
+        return after, new[:, 0]
+    before = jnp.arange(HALO + 1) > HALO - state.shown
+    sides = jnp.stack([before, jnp.zeros(HALO + 1, bool)], axis=-1)
+    drawn = draw(graphs[1:], params[1:], codes, sides, detail_keys(state.keys, dials), dials.refine, 1.0)
+    return after, drawn[:, -frames:]
+
+
+class Simulator:
+    """Steps a world under actions, any number of copies at once, at a constant cost and in constant memory.
+
+    Nothing is kept in it: :meth:`step` is a pure function of the state that it is given, so a state may be
+    stepped from twice, which is how worlds branch.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        *,
+        steps: int = 8,
+        temperature: float = 1.0,
+        refine_steps: int | None = None,
+        show: Show = "frames",
+    ):
+        """Set how a world is run; nothing is compiled before the first step.
+
+        Args:
+          world: to run.
+          steps: masked passes per chunk.
+          temperature: of sampling; 0 takes the likeliest codes.
+          refine_steps: of the refinement head; 0 draws the codes alone, None is 4 in a world that has one.
+          show: what a step answers with: pictures, or the codes.
+
+        Raises:
+          ValueError: dials that the world can't take.
+        """
+        self.world, self.dials = world, world.dials(steps, temperature, refine_steps)
+        self.frames = world.config.tokenizer.frames_per_chunk
+        self.show = show
+        refine = world.refine if int(self.dials.refine) else None
+        self._graphs = world.dynamics[0], world.tokenizer[0], refine and refine[0]
+        self._params = world.dynamics[1], world.tokenizer[1], refine and refine[1]
+
+    def reset(self, clips: Clip | Sequence[Clip], key: Array | None = None) -> SimulatorState:
+        """The state after clips, of which the nearest ``config.dynamics.context`` chunks are seen.
+
+        Args:
+          clips: one, or one for each of several worlds; of equal length.
+          key: of all randomness: one key, which is split where there are several clips, or one each
+            (``jax.random.key(0)`` by default). A world draws what it would draw alone.
+
+        Raises:
+          ValueError: clips that the world can't take or of different lengths, or another number of keys.
+        """
+        clips = [clips] if isinstance(clips, Clip) else list(clips)
+        if not clips:
+            raise ValueError("reset: no clips; give at least one.")
+        config = self.world.config
+        asked = [requests.extend_request(clip, self.frames, config) for clip in clips]
+        if any(not requests.same_plan(one, asked[0]) for one in asked):
+            raise ValueError(
+                f"reset: clips of {[len(clip) for clip in clips]} frames; give clips that show equally many "
+                "chunks."
+            )
+        plan, known = asked[0].plan, int(asked[0].plan.known.sum())
+        frames = np.stack([one.frames for one in asked])
+        codes = tokenize(*self.world.tokenizer, frames, frames_per_chunk=self.frames)
+        rows = [one.actions[:known] for one in asked if one.actions is not None]
+        state = rollout.start(*self.world.dynamics, keys=_keys(key, len(clips)))
+        state, _ = rollout.run(
+            self.world.dynamics,
+            state,
+            Plan(plan.times[:known], plan.known[:known], plan.pinned[:known]),
+            codes=codes,
+            dials=self.dials,
+            actions=np.stack(rows) if rows else None,
+        )
+        latest = codes[:, -HALO:]
+        short = HALO - latest.shape[1]
+        return SimulatorState(
+            cache=state.cache,
+            keys=state.keys,
+            time=jnp.float32(plan.times[known]),
+            order=jnp.int32(state.next_order),
+            turn=jnp.int32(state.ring),
+            codes=jnp.pad(jnp.asarray(latest), ((0, 0), (short, 0), (0, 0), (0, 0))),
+            shown=jnp.int32(HALO - short),
+        )
+
+    def step(
+        self, state: SimulatorState, actions: Actions | Array | None = None
+    ) -> tuple[SimulatorState, UInt8[Array, "b t H W c"] | Int[Array, "b h w"]]:
+        """One chunk further: the next state, and the chunk's frames, or its codes.
+
+        Frames are drawn beside those before them alone: :meth:`World.extend`, which knows what comes
+        after, draws the same codes with a little more accord.
+
+        Args:
+          state: from :meth:`reset` or another step; it stays as it is.
+          actions: what leads to each new frame, one per world: ``[b]`` or ``[b a]``; in worlds with several
+            frames a chunk ``[b f]`` or ``[b f a]``. None is the null action: the world runs free.
+
+        Raises:
+          ValueError: actions that the world can't take.
+        """
+        told = self._actions(actions, len(state.keys))
+        how = {"frames": self.frames, "show": self.show}
+        return _step(self._graphs, self._params, state, told, self.dials, **how)
+
+    def _actions(self, actions: Actions | Array | None, clips: int) -> np.ndarray | None:
+        """``[b 1 f ...]``, as the dynamics read them."""
+        config = self.world.config
+        null = requests.null_actions(clips * self.frames, config)
+        if null is None or actions is None:
+            if actions is not None:
+                raise ValueError("step: the world takes no actions; leave them out.")
+            return None if null is None else null.reshape(clips, 1, self.frames, *null.shape[1:])
+        given, single = np.asarray(actions), (clips, *null.shape[1:])
+        many = (clips, self.frames, *null.shape[1:])
+        if given.shape != many and not (self.frames == 1 and given.shape == single):
+            want = single if self.frames == 1 else many
+            raise ValueError(f"step: actions are {list(given.shape)}; give {list(want)}.")
+        problems = action_problems(given.reshape(null.shape), config.dynamics.action, len(null))
+        if problems:
+            raise ValueError("step: the actions can't be used: " + "; ".join(problems) + ".")
+        return given.astype(null.dtype).reshape(clips, 1, self.frames, *null.shape[1:])
+
+
+def _keys(key: Array | None, clips: int) -> Array:
+    """``[clips]`` keys.
+
+    Raises:
+      ValueError: another number of keys.
+    """
+    key = jax.random.key(0) if key is None else key
+    if key.ndim == 0:
+        return key[None] if clips == 1 else jax.random.split(key, clips)
+    if key.shape != (clips,):
+        raise ValueError(f"reset: {len(key)} keys for {clips} clips; give one, or one each.")
+    return key
