@@ -79,6 +79,8 @@ def test_each_world_of_a_batch_is_alone_and_all_steps_are_one_program(world):
     _, together = walk(sim, sim.reset(clips, keys), actions)
     assert simulate._step._cache_size() == before + 1
     np.testing.assert_array_equal(walk(sim, sim.reset(clips, jax.random.key(2)), actions)[1], together)
+    seen = worldsim.Simulator(world, steps=2)
+    assert seen.step(seen.reset(clips), np.array([0, 1, 2]))[1].shape == (3, 1, 16, 16, 3)
     for i, clip in enumerate(clips):
         _, alone = walk(sim, sim.reset(clip, keys[i]), actions[:, i : i + 1])
         np.testing.assert_array_equal(alone[:, 0], together[:, i])

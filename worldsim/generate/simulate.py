@@ -30,7 +30,7 @@ from worldsim.generate.render import HALO, draw, tokenize
 from worldsim.generate.rollout import Dials
 from worldsim.models.cache import KVCache, write
 from worldsim.plan import Plan
-from worldsim.types import Actions, Clip
+from worldsim.types import Clip
 
 Show = Literal["frames", "codes"]
 """What a step answers with."""
@@ -178,8 +178,8 @@ class Simulator:
         )
 
     def step(
-        self, state: SimulatorState, actions: Actions | Array | None = None
-    ) -> tuple[SimulatorState, UInt8[Array, "b t H W c"] | Int[Array, "b h w"]]:
+        self, state: SimulatorState, actions: np.ndarray | Array | None = None
+    ) -> tuple[SimulatorState, UInt8[Array, "b f H W c"] | Int[Array, "b h w"]]:
         """One chunk further: the next state, and the chunk's frames, or its codes.
 
         Frames are drawn beside those before them alone: :meth:`World.extend`, which knows what comes
@@ -197,7 +197,7 @@ class Simulator:
         how = {"frames": self.frames, "show": self.show}
         return _step(self._graphs, self._params, state, told, self.dials, **how)
 
-    def _actions(self, actions: Actions | Array | None, clips: int) -> np.ndarray | None:
+    def _actions(self, actions: np.ndarray | Array | None, clips: int) -> np.ndarray | None:
         """``[b 1 f ...]``, as the dynamics read them."""
         config = self.world.config
         null = requests.null_actions(clips * self.frames, config)
