@@ -62,8 +62,8 @@ class SimulatorState:
 
 @partial(jax.jit, static_argnames=("graphs", "frames", "show"))
 def _step(
-    graphs: tuple[nnx.GraphDef, ...], params: tuple[Any, ...], state: SimulatorState, actions: Array | None,
-    dials: Dials, *, frames: int, show: Show,
+    graphs: tuple[nnx.GraphDef, nnx.GraphDef, nnx.GraphDef | None], params: tuple[Any, ...],
+    state: SimulatorState, actions: Array | np.ndarray | None, dials: Dials, *, frames: int, show: Show,
 ) -> tuple[SimulatorState, Array]:  # fmt: skip
     """The next state, and what ``show`` says of the new chunk of so many frames."""
     slot = state.turn % state.cache.times.shape[1]
