@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,16 @@ import numpy as np
 from jaxtyping import Int
 
 from worldsim.config import WorldConfig
+from worldsim.generate import requests, rollout
+from worldsim.generate.check import check_actions, chunk_count
 from worldsim.generate.render import HALO, Renderer, render
 from worldsim.generate.requests import Generated, Request, null_actions
 from worldsim.generate.rollout import Dials, RolloutState
-from worldsim.plan import Plan
-from worldsim.types import Clip
+from worldsim.plan import Plan, make_plan
+from worldsim.types import Actions, Clip
+
+if TYPE_CHECKING:
+    from worldsim.generate.extend import World
 
 
 def detail_keys(keys: jax.Array, dials: Dials) -> jax.Array:
@@ -137,3 +143,27 @@ def join(parts: Sequence[Clip], config: WorldConfig) -> Clip:
     rows = [row for row in said if row is not None]
     actions = np.concatenate(rows) if len(rows) == len(parts) else None
     return Clip(np.concatenate([part.frames for part in parts]), actions, fps=fps)
+
+
+def go_on(
+    world: World, done: Generated, frames: int, actions: Actions | None, options: dict[str, Any]
+) -> Generated:
+    """More of an extension, from its kept state."""
+    dials = world.dials(options["steps"], options["temperature"], options["refine_steps"])
+    if done.direction is None:
+        raise ValueError("extend: only an extension can go on from its state; give the clip itself instead.")
+    check_actions(actions, world.config, frames=frames, verb="extend")
+    f, new = world.config.tokenizer.frames_per_chunk, chunk_count(frames, world.config, verb="extend")
+    onward = done.direction == "forward"
+    last = int((done.times.max() if onward else done.times.min()) // f)
+    positions = last + 1 + np.arange(new) if onward else last - 1 - np.arange(new)
+    plan = make_plan(np.zeros(0, int), positions, frames_per_chunk=f)
+    rows = requests.by_chunk(actions, new, world.config)
+    rows = rows if onward or rows is None else rows[::-1]
+    blank = np.zeros((1, new, *world.config.tokenizer.grid), np.int32)
+    state, codes = rollout.run(
+        world.dynamics, rollout.fork(done.state), plan, codes=blank, dials=dials,
+        actions=None if rows is None else rows[None], progress=world.progress,
+        conditions=world.condition_rows(options["conditions"], 1, new),
+    )  # fmt: skip
+    return lengthen(done, plan, codes, rows, state, renderer=world.renderer, dials=dials, config=world.config)

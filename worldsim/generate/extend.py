@@ -15,15 +15,15 @@ from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
 from worldsim.generate import loop as loops
 from worldsim.generate import requests, rollout
-from worldsim.generate.answer import assemble, detail_keys, draw_new, lengthen
-from worldsim.generate.check import check_actions, check_clip, chunk_count, condition_rows
+from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
+from worldsim.generate.check import check_clip, condition_rows
 from worldsim.generate.options import REFINE_STEPS, Options, filled
 from worldsim.generate.render import Part, Renderer, render, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
+from worldsim.generate.stream import Standing, Stream, stream
 from worldsim.models.world import fill_params, split_module
 from worldsim.parallel.mesh import compute_dtype
-from worldsim.plan import make_plan
 from worldsim.types import Actions, Clip
 
 Conditions = Mapping[str, Any] | None
@@ -142,11 +142,41 @@ class World:
                     f"extend: direction {direction!r} from a result that ran {clip.direction}; give its "
                     "clip instead to turn round."
                 )
-            return self._go_on(clip, frames, actions, options)
+            return go_on(self, clip, frames, actions, filled(options, verb="extend"))
         request = requests.extend_request(
             clip, frames, self.config, direction=direction or "forward", actions=actions
         )
         return self._answer(request, options, verb="extend")
+
+    def rollout(
+        self,
+        clip: Clip | Standing,
+        frames: int | None = None,
+        *,
+        direction: Direction = "forward",
+        actions: Actions | Callable[[int], Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """:meth:`extend` in pieces, in constant memory: an iterator over clips of new frames.
+
+        Args:
+          clip: what is known; or where another stream stood
+            (:meth:`worldsim.generate.stream.Stream.standing`), which goes on by its own key, to
+            the same total of ``frames``.
+          frames: how many to make; None is without end.
+          direction: ``forward``, or ``backward``: then each piece lies before the one that came before it.
+          actions: one per new frame in the order of time, or a function that is asked for the action of each
+            frame, numbered as they are made, a piece ahead.
+          options: as in :meth:`extend`.
+
+        Returns:
+          Pieces with the frames that :meth:`extend` would have made at once.
+
+        Raises:
+          ValueError: as in :meth:`extend`.
+        """
+        how = filled(options, verb="rollout")
+        return stream(self, clip, frames, direction=direction, actions=actions, options=how)
 
     def infill(
         self,
@@ -276,7 +306,7 @@ class World:
         rows = [r.actions for r in batch if r.actions is not None]
         actions = np.stack(rows) if rows else None
         told = {"codes": codes, "actions": actions, "dials": dials, "progress": self.progress}
-        told["conditions"] = self._conditions(conditions, len(batch), len(plan))
+        told["conditions"] = self.condition_rows(conditions, len(batch), len(plan))
         if effort is None:
             state = rollout.start(*self.dynamics, keys=keys)
             state, codes = rollout.run(self.dynamics, state, plan, **told)
@@ -295,33 +325,7 @@ class World:
         told = {"dials": dials, "conditions": conditions}
         return [loops.judged(self, r, m, n, **told) for r, m, n in zip(batch, made, nats, strict=True)]
 
-    def _conditions(self, conditions: Conditions, clips: int, chunks: int) -> dict[str, np.ndarray]:
+    def condition_rows(self, conditions: Conditions, clips: int, chunks: int) -> dict[str, np.ndarray]:
         """``[clips chunks ...]`` per name."""
         rows = condition_rows(conditions, chunks, self.config)
         return {name: np.broadcast_to(row, (clips, *row.shape)) for name, row in rows.items()}
-
-    def _go_on(self, done: Generated, frames: int, actions: Actions | None, options: Options) -> Generated:
-        """More of an extension, from its kept state."""
-        how = filled(options, verb="extend")
-        dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
-        if done.direction is None:
-            raise ValueError(
-                "extend: only an extension can go on from its state; give the clip itself instead."
-            )
-        check_actions(actions, self.config, frames=frames, verb="extend")
-        f, new = self.config.tokenizer.frames_per_chunk, chunk_count(frames, self.config, verb="extend")
-        onward = done.direction == "forward"
-        last = int((done.times.max() if onward else done.times.min()) // f)
-        positions = last + 1 + np.arange(new) if onward else last - 1 - np.arange(new)
-        plan = make_plan(np.zeros(0, int), positions, frames_per_chunk=f)
-        rows = requests.by_chunk(actions, new, self.config)
-        rows = rows if onward or rows is None else rows[::-1]
-        blank = np.zeros((1, new, *self.config.tokenizer.grid), np.int32)
-        state, codes = rollout.run(
-            self.dynamics, rollout.fork(done.state), plan, codes=blank, dials=dials,
-            actions=None if rows is None else rows[None], progress=self.progress,
-            conditions=self._conditions(how["conditions"], 1, new),
-        )  # fmt: skip
-        return lengthen(
-            done, plan, codes, rows, state, renderer=self.renderer, dials=dials, config=self.config
-        )

@@ -79,6 +79,7 @@ def render(
     refine_steps: int = 4,
     guidance: float = 1.0,
     window: Window = "final",
+    only: slice = slice(None),
 ) -> UInt8[np.ndarray, "b t H W c"]:
     """Draw chunks, each seeing those next to it in time.
 
@@ -95,6 +96,7 @@ def render(
       guidance: of the refinement, 1 is none.
       window: ``final`` sees both sides, ``streaming`` only what came before, ``cyclic`` takes the first
         chunk for what follows the last.
+      only: which chunks to draw; the others are there to be seen by them.
 
     Returns:
       The chunks' frames, in the order of time.
@@ -104,7 +106,8 @@ def render(
     params = renderer.tokenizer[1], refine and refine[1]
     count, halo = codes.shape[1], HALO if refine else 1
     sides, parts = neighbours(times, renderer.frames_per_chunk, window), []
-    for start in range(0, count, BLOCK):
+    first, last, _ = only.indices(count)
+    for start in range(first, last, BLOCK):
         rows = np.arange(start - halo, start + BLOCK + halo)
         there = np.ones(len(rows), bool) if window == "cyclic" else (rows >= 0) & (rows < count)
         rows = rows % count if window == "cyclic" else rows.clip(0, count - 1)
@@ -118,7 +121,7 @@ def render(
             guidance,
         )
         f = frames.shape[1] // len(rows)
-        parts.append((frames, halo * f, f * min(BLOCK, count - start)))
+        parts.append((frames, halo * f, f * min(BLOCK, last - start)))
     return np.concatenate([np.asarray(frames)[:, at : at + n] for frames, at, n in parts], axis=1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def rollout_block(
     return write(cache, entry, slot), codes
 
 
-def run(
+def dispatch(
     model: tuple[nnx.GraphDef, nnx.State],
     state: RolloutState,
     plan: Plan,
@@ -164,8 +165,8 @@ def run(
     actions: np.ndarray | None = None,
     conditions: dict[str, np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[RolloutState, Int[np.ndarray, "b p h w"]]:
-    """Carry out a plan from a state: commit its known rows, generate the others.
+) -> tuple[RolloutState, Callable[[], Int[np.ndarray, "b p h w"]]]:
+    """Carry out a plan from a state, without waiting for it: commit its known rows, generate the others.
 
     Args:
       model: graph and parameters of the dynamics.
@@ -178,7 +179,7 @@ def run(
       progress: told how many of all generated chunks are done, one block late.
 
     Returns:
-      The new state, and the codes of every row of the plan.
+      The new state, and what waits for the codes of every row of the plan and reads them.
 
     Raises:
       ValueError: pinned chunks in a plan that continues another, or more than the cache can pin.
@@ -210,10 +211,14 @@ def run(
             drawn[-1][1].block_until_ready()
             progress(sum(len(done) for done, _ in drawn), new)
         drawn.append((index, block))
-    for index, block in drawn:  # read back only after every block is dispatched
-        out[:, index] = np.asarray(block)[:, : len(index)]
-    if progress is not None and drawn:
-        progress(new, new)
+
+    def read() -> np.ndarray:
+        for index, block in drawn:
+            out[:, index] = np.asarray(block)[:, : len(index)]
+        if progress is not None and drawn:
+            progress(new, new)
+        return out
+
     state = RolloutState(
         cache,
         state.keys,
@@ -221,4 +226,12 @@ def run(
         int(ring[-1]) + 1 if len(plan) else state.ring,
         pinned,
     )
-    return state, out
+    return state, read
+
+
+def run(
+    model: tuple[nnx.GraphDef, nnx.State], state: RolloutState, plan: Plan, **told: Any
+) -> tuple[RolloutState, Int[np.ndarray, "b p h w"]]:
+    """The new state, and the codes of every row of a plan; arguments as of :func:`dispatch`."""
+    state, read = dispatch(model, state, plan, **told)
+    return state, read()

@@ -1,0 +1,96 @@
+"""Laws of streams: the frames of an extension, in pieces and in constant memory, resumed to the same bits."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from worldsim.generate import stream
+from worldsim.generate.rollout import rollout_block
+from worldsim.types import Clip
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(autouse=True)
+def short_pieces(monkeypatch):
+    monkeypatch.setattr(stream, "PIECE", 5)
+
+
+def joined(pieces, direction):
+    pieces = list(pieces)[:: 1 if direction == "forward" else -1]
+    actions = [piece.actions for piece in pieces]
+    frames = np.concatenate([piece.frames for piece in pieces])
+    return frames, None if actions[0] is None else np.concatenate(actions)
+
+
+@pytest.mark.parametrize("which", ["world", "pair_world"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("chunks", [1, 4, 13])
+def test_pieces_are_the_frames_of_an_extension(request, which, direction, chunks):
+    world = request.getfixturevalue(which)
+    frames = chunks * world.config.tokenizer.frames_per_chunk
+    clip, actions = tiny.make_clip(6), tiny.make_clip(frames, seed=3).actions
+    how = {"direction": direction, "actions": actions, "key": KEY, "steps": 1, "refine_steps": 1}
+    whole = world.extend(clip, frames, **how)
+    pieces = list(world.rollout(clip, frames, **how))
+    made, told = joined(pieces, direction)
+    np.testing.assert_array_equal(made, whole.clip.frames[~whole.known])
+    np.testing.assert_array_equal(told, whole.clip.actions[~whole.known])
+    assert all(isinstance(piece, Clip) for piece in pieces)
+
+
+def test_actions_may_be_asked_for_as_frames_are_made(world):
+    actions, asked = tiny.make_clip(12, seed=3).actions, []
+    how = {"key": KEY, "steps": 1, "refine_steps": 0}
+    told = lambda i: asked.append(i) or int(actions[i])
+    one = joined(world.rollout(tiny.make_clip(6), 12, actions=told, **how), "forward")
+    two = joined(world.rollout(tiny.make_clip(6), 12, actions=actions, **how), "forward")
+    np.testing.assert_array_equal(one[0], two[0])
+    np.testing.assert_array_equal(one[1], actions)
+    assert asked == list(range(12))
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_a_stream_goes_on_from_where_it_stood(world, direction, stop):
+    actions = tiny.make_clip(14, seed=3).actions
+    how = {"direction": direction, "actions": actions, "steps": 1, "refine_steps": 1}
+    whole = list(world.rollout(tiny.make_clip(6), 14, key=KEY, **how))
+    first = world.rollout(tiny.make_clip(6), 14, key=KEY, **how)
+    before = list(itertools.islice(first, stop))
+    stood = first.standing()
+    rest = list(first)
+    for again in (rest, list(world.rollout(stood, 14, **how))):
+        assert [len(piece) for piece in [*before, *again]] == [len(piece) for piece in whole]
+        for one, other in zip([*before, *again], whole, strict=True):
+            np.testing.assert_array_equal(one.frames, other.frames)
+            np.testing.assert_array_equal(one.actions, other.actions)
+
+
+def test_a_stream_without_end_holds_no_more_and_is_one_program(world):
+    endless = world.rollout(tiny.make_clip(6), steps=1, refine_steps=0)
+    next(endless)
+    programs, sizes = rollout_block._cache_size(), []
+    for _ in range(6):
+        next(endless)
+        now = endless.standing()
+        sizes.append((len(now.codes), now.waiting, None if now.told is None else len(now.told)))
+    assert len(set(sizes)) == 1
+    assert rollout_block._cache_size() == programs
+
+
+def test_what_a_stream_cannot_take_is_refused(world):
+    with pytest.raises(ValueError, match="frames without end"):
+        world.rollout(tiny.make_clip(6), actions=np.zeros(4, int))
+    with pytest.raises(ValueError, match="3 actions for 4 frames"):
+        world.rollout(tiny.make_clip(6), 4, actions=np.zeros(3, int))
+    with pytest.raises(ValueError, match="actions go from 9 to 9"):
+        list(world.rollout(tiny.make_clip(6), 4, actions=lambda _: 9))
+    free = tiny.make_world(tiny.config(action=tiny.ActionConfig()))
+    with pytest.raises(ValueError, match="takes no actions"):
+        free.rollout(tiny.make_clip(6), 4, actions=lambda _: 0)
