@@ -238,12 +238,25 @@ def _read_picture(path: Path) -> Clip:
 
 
 def _write_movie(path: Path, frames: Frames, fps: float, scale: int | None) -> None:
-    mediapy = _mediapy(path)
-    frames = upscale(frames, scale or enlargement(frames.shape[1:3], 256))
-    frames = _rgb(frames)
+    mediapy, options = encoding(path)
+    frames = shown(frames, scale or enlargement(frames.shape[1:3], 256))
+    mediapy.write_video(path, frames, fps=fps, **options)
+
+
+def encoding(path: Path) -> tuple[Any, dict[str, Any]]:
+    """mediapy, and what it is told of a movie's codec.
+
+    Raises:
+      ModuleNotFoundError: mediapy or its ffmpeg is missing.
+    """
+    return _mediapy(path), _ENCODING[path.suffix.lower()]
+
+
+def shown(frames: Frames, scale: int) -> UInt8[np.ndarray, "t h2 w2 3"]:
+    """Frames as movies have them: RGB, each pixel ``scale`` pixels wide, of even sides."""
+    frames = _rgb(upscale(frames, scale))
     odd = [(0, side % 2) for side in frames.shape[1:3]]
-    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # the colour planes are halved
-    mediapy.write_video(path, frames, fps=fps, **_ENCODING[path.suffix.lower()])
+    return np.pad(frames, [(0, 0), *odd, (0, 0)], mode="edge")  # the colour planes are halved
 
 
 def _write_sheet(path: Path, frames: Frames, scale: int | None, width: int = 16) -> None:

@@ -81,6 +81,11 @@ class Stream(Iterator[Clip]):
     def _size(self) -> int:
         return self.world.config.tokenizer.frames_per_chunk
 
+    @property
+    def made(self) -> int:
+        """Frames that have been shown, those before a resumption included."""
+        return self._now.made
+
     def _left(self, now: Standing) -> int:
         """Chunks that have yet to be generated, at most a piece of them."""
         if self.frames is None:
@@ -189,6 +194,9 @@ def stream(
     onward = direction == "forward"
     if isinstance(clip, Clip):
         clip = _given(world, clip, direction=direction, dials=dials, options=options)
+    done = clip.made + clip.waiting * config.tokenizer.frames_per_chunk
+    if frames is not None and frames < done:
+        raise ValueError(f"rollout: {frames} frames in all, and {done} have been made; ask for more.")
     return Stream(world, clip, frames=frames, onward=onward, actions=actions, dials=dials, conditions=rows)
 
 

@@ -1,0 +1,117 @@
+"""``worldsim rollout``: video as it comes, stopped and gone on with to the same frames."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import tiny
+
+from worldsim import cli
+from worldsim.data import movie
+from worldsim.data.movie import MovieWriter
+from worldsim.data.video import read_video, write_video
+from worldsim.generate import stream
+from worldsim.generate.standing import load_standing, save_standing
+from worldsim.progress import Counter
+
+
+@pytest.fixture
+def folder(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stream, "PIECE", 4)
+    world.save("world")
+    write_video("start.npz", tiny.make_clip(6))
+    return tmp_path
+
+
+@pytest.fixture
+def added(monkeypatch):
+    """The frames that movies were given, and how to have a signal come at a piece."""
+    seen, plain = {"frames": [], "stop": None}, MovieWriter.add
+
+    def add(self, frames):
+        seen["frames"].append(frames)
+        if len(seen["frames"]) == seen["stop"]:
+            signal.raise_signal(signal.SIGINT)
+        plain(self, frames)
+
+    monkeypatch.setattr(movie.MovieWriter, "add", add)
+    return seen
+
+
+def rollout(*more, out="long.mp4"):
+    words = ["rollout", "world", "start.npz", "--out", out, "--frames", "17", "--steps", "1"]
+    cli.main([*words, "--actions", "random", "--refine-steps", "1", *more])
+
+
+def test_a_rollout_that_was_stopped_goes_on_to_the_same_frames(folder, added, capsys):
+    rollout("--json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["new"] == told["made"] == 17 and told["out"] == "long.mp4"
+    whole, added["frames"] = np.concatenate(added["frames"]), []
+    assert whole.shape == (6 + 17, 16, 16, 3)
+    np.testing.assert_array_equal(whole[:6], tiny.make_clip(6).frames)
+
+    added["stop"] = 3
+    with pytest.raises(SystemExit) as left:
+        rollout(out="cut.mp4")
+    assert left.value.code == 130
+    assert "stopped at 6 of 17 frames" in capsys.readouterr().err
+    assert len(read_video("cut.mp4")) == 6 + 6 and (folder / "cut.mp4.rollout").is_file()
+    with pytest.raises(SystemExit):
+        rollout(out="cut.mp4")
+    assert "--resume, or remove it" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        rollout("--resume", "--seed", "4", out="cut.mp4")
+    assert "seed was 0 and is 4" in capsys.readouterr().err
+
+    rollout("--resume", out="cut.mp4")
+    np.testing.assert_array_equal(np.concatenate(added["frames"]), whole)
+    one, two = read_video("cut.mp4"), read_video("long.mp4")
+    assert one.frames.shape == two.frames.shape == (23, 256, 256, 3)
+    assert np.abs(one.frames.astype(int) - two.frames).mean() < 2
+    assert sorted(path.name for path in folder.iterdir()) == ["cut.mp4", "long.mp4", "start.npz", "world"]
+
+
+def test_what_is_no_rollout_of_this_world_is_refused(folder, world, pair_world):
+    standing = world.rollout(tiny.make_clip(6), 8, steps=1).standing()
+    path = save_standing("here", standing, asked={"seed": 3})
+    back, asked = load_standing(path, world)
+    assert asked == {"seed": 3}
+    np.testing.assert_array_equal(back.codes, standing.codes)
+    with pytest.raises(ValueError, match="another world"):
+        load_standing(path, pair_world)
+    (folder / "bad").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="is not where a rollout stood"):
+        load_standing("bad", world)
+    with pytest.raises(ValueError, match="3 frames in all, and 8 have been made"):
+        done = world.rollout(tiny.make_clip(6), 8, steps=1)
+        next(done)
+        world.rollout(done.standing(), 3)
+
+
+def test_movies_of_other_kinds_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="can't be written frame by frame"):
+        MovieWriter(tmp_path / "a.gif", (16, 16), fps=10)
+    with pytest.raises(FileNotFoundError, match="to go on with"):
+        MovieWriter(tmp_path / "a.mp4", (16, 16), fps=10, append=True)
+    with MovieWriter(tmp_path / "none.mp4", (16, 16), fps=10):
+        pass
+    assert not (tmp_path / "none.mp4").exists()
+
+
+def test_a_counter_says_how_long_the_rest_takes(monkeypatch, capsys):
+    now = iter([0.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    count = Counter("making", ahead=True)
+    for done in (0, 20, 40, 100):
+        count("frames", done, 100)
+    assert capsys.readouterr().err.splitlines() == [
+        "making frames: 0/100",
+        "making frames: 20/100, 40 s left ",
+        "making frames: 40/100, 30 s left ",
+        "making frames: 100/100, 0 s left ",
+    ]
