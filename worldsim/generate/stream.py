@@ -194,6 +194,8 @@ def stream(
     onward = direction == "forward"
     if isinstance(clip, Clip):
         clip = _given(world, clip, direction=direction, dials=dials, options=options)
+    else:  # which may be gone on from again
+        clip = dataclasses.replace(clip, state=rollout.fork(clip.state))
     done = clip.made + clip.waiting * config.tokenizer.frames_per_chunk
     if frames is not None and frames < done:
         raise ValueError(f"rollout: {frames} frames in all, and {done} have been made; ask for more.")
