@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from worldsim import cli
-from worldsim.bench import blocks, child, layouts, ring, rivals, rollout, rows
+from worldsim.bench import blocks, child, layouts, ring, rivals, rollout, rows, start
 from worldsim.ops import attention
 from worldsim.ops.visible import PADDING, visible
 
@@ -238,3 +238,13 @@ def test_a_live_rollout_stands_where_it_is_asked_to():
     live(2, 1)
     assert live.state.next_order == 9
     assert sorted(np.asarray(live.state.cache.times)[0].tolist()) == [6, 7, 8]
+
+
+def test_a_start_is_measured_in_processes_of_its_own(monkeypatch):
+    monkeypatch.setattr(start, "IMPORT", "import time; time.sleep(0.2)")
+    monkeypatch.setattr(start, "FRAME", "import os; assert os.environ['JAX_COMPILATION_CACHE_DIR']")
+    found = {row.name: row for row in start.measure(start.Sizes(rounds=1))[0]}
+    assert list(found) == ["import_s", "first_frame_warm_s"]
+    assert found["import_s"].value > 0.2 and found["first_frame_warm_s"].baseline > 0
+    with pytest.raises(RuntimeError, match="status 1"):
+        start.seconds("raise SystemExit(1)", {})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DEVICES = {"ring": 8, "blocks": 8, "rollout": 1}
+DEVICES = {"ring": 8, "blocks": 8, "rollout": 1, "start": 1}
 """As how many devices the CPU poses, by benchmark."""
 
 ALONE = ("rollout",)
@@ -37,7 +37,7 @@ def measure(what: str, *, quick: bool = False) -> dict[str, Any]:
     """Run a benchmark in its process.
 
     Args:
-      what: ``ring``, ``blocks`` or ``rollout``.
+      what: a benchmark, of ``DEVICES``.
       quick: small sizes, to see that it runs; its figures say little.
 
     Returns:
@@ -58,10 +58,10 @@ def main(words: list[str]) -> None:
     """Measure here, and write what was found as one line of JSON to stdout."""
     if words[0] in ALONE and hasattr(os, "sched_setaffinity"):  # before JAX starts its threads
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from worldsim.bench import blocks, ring, rollout
+    from worldsim.bench import blocks, ring, rollout, start
     from worldsim.bench.rows import as_json
 
-    suite = {"ring": ring, "blocks": blocks, "rollout": rollout}[words[0]]
+    suite = {"ring": ring, "blocks": blocks, "rollout": rollout, "start": start}[words[0]]
     rows, machine = suite.measure(suite.QUICK if "quick" in words else suite.FULL)
     sys.stdout.write(as_json([row.plain() for row in rows], machine) + "\n")
 

@@ -9,10 +9,11 @@ from worldsim.cli.options import positional, tell
 
 def bench(
     what: Annotated[
-        Literal["ring", "blocks", "rollout"],
+        Literal["ring", "blocks", "rollout", "start"],
         *positional(
             "WHAT",
-            "ring: attention over many devices; blocks: on one, in all patterns; rollout: generated frames.",
+            "ring: attention over many devices; blocks: on one, in all patterns; rollout: generated frames; "
+            "start: from nothing to the first frame.",
         ),
     ],
     json: bool = False,
