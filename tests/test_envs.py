@@ -66,8 +66,13 @@ def test_the_frames_are_those_of_the_simulator(env, world):
     for frame, action in zip(frames, (1, 2, 0), strict=True):
         np.testing.assert_array_equal(env.step(action)[0], frame)
     sim = worldsim.Simulator(world, steps=1, refine_steps=0)
-    shown = sim.step(sim.reset(CLIPS[1][1:]), np.array([1]))[1]
-    assert shown[0, 0].shape == first.shape
+    state, _, _ = env._source.begin(np.random.default_rng(np.random.SeedSequence(3)), 1, {"clip": 1})
+    for frame, action in zip(frames, (1, 2, 0), strict=True):
+        state, shown = sim.step(state, np.array([action]))
+        np.testing.assert_array_equal(shown[0, 0], frame)
+    env.reset(seed=3, options={"clip": 1})
+    assert any((env.step(2)[0] != frame).any() for frame in frames)
+    assert again.flags.writeable and env.step(0)[0].flags.writeable
     others = {env.reset(seed=seed)[1]["clip"] for seed in range(20)}
     assert others == {0, 1, 2}
 

@@ -135,9 +135,9 @@ def test_neighbours_by_hand():
 def test_the_number_of_steps_is_no_retrace_and_changes_the_picture(world, codes):
     times = np.arange(40.0)
     drawn = [render(world.renderer, codes, times, KEYS, refine_steps=n) for n in (1, 2)]
-    size = rendering._draw._cache_size()
+    size = rendering.draw._cache_size()
     drawn.append(render(world.renderer, codes, times, KEYS, refine_steps=8))
-    assert rendering._draw._cache_size() == size
+    assert rendering.draw._cache_size() == size
     assert all((a != b).any() for a, b in itertools.combinations(drawn, 2))
 
 

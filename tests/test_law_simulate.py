@@ -105,8 +105,20 @@ def test_what_a_simulator_cannot_take_is_refused(world, pair_world):
         sim.reset(tiny.make_clip(3), jax.random.split(jax.random.key(0)))
     with pytest.raises(ValueError, match="no clips"):
         sim.reset([])
+    with pytest.raises((TypeError, ValueError), match="'frame'"):
+        worldsim.Simulator(world, show="frame")
+    for key in (0, jax.random.PRNGKey(0)):
+        with pytest.raises(TypeError):
+            sim.reset(tiny.make_clip(3), key)
     with pytest.raises(ValueError, match="frames are 8x8"):
         sim.reset(Clip(np.zeros((3, 8, 8, 3), np.uint8)))
+
+
+def test_steps_can_be_traced(world):
+    sim = worldsim.Simulator(world, steps=1, show="codes")
+    start, actions = sim.reset(tiny.make_clip(4)), jax.numpy.asarray([[1], [2], [0]])
+    _, together = jax.lax.scan(sim.step, start, actions)
+    np.testing.assert_array_equal(together, walk(sim, start, np.asarray(actions))[1])
 
 
 def test_a_world_without_actions_runs_free():

@@ -84,7 +84,23 @@ def test_a_stream_without_end_holds_no_more_and_is_one_program(world):
     assert rollout_block._cache_size() == programs
 
 
+def test_a_stream_goes_on_in_its_own_direction(world):
+    first = world.rollout(tiny.make_clip(6), 14, direction="backward", steps=1)
+    next(first)
+    stood = first.standing()
+    rest = np.concatenate([piece.frames for piece in first])
+    again = [piece.frames for piece in world.rollout(stood, 14, steps=1)]
+    np.testing.assert_array_equal(np.concatenate(again), rest)
+    with pytest.raises(ValueError, match="'forward' from a stream that ran backward"):
+        world.rollout(stood, 14, direction="forward")
+
+
 def test_what_a_stream_cannot_take_is_refused(world):
+    for wrong in (world.extend(tiny.make_clip(6), 4, steps=1), tiny.make_clip(6).frames):
+        with pytest.raises(TypeError):
+            world.rollout(wrong, 4)
+    with pytest.raises((TypeError, ValueError), match="'back'"):
+        world.rollout(tiny.make_clip(6), 4, direction="back")
     with pytest.raises(ValueError, match="frames without end"):
         world.rollout(tiny.make_clip(6), actions=np.zeros(4, int))
     with pytest.raises(ValueError, match="3 actions for 4 frames"):

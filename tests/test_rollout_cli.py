@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -15,6 +20,7 @@ from worldsim.data.movie import MovieWriter
 from worldsim.data.video import read_video, write_video
 from worldsim.generate import stream
 from worldsim.generate.standing import load_standing, save_standing
+from worldsim.models.world import split_module
 from worldsim.progress import Counter
 
 
@@ -101,6 +107,47 @@ def test_movies_of_other_kinds_are_refused(tmp_path):
     with MovieWriter(tmp_path / "none.mp4", (16, 16), fps=10):
         pass
     assert not (tmp_path / "none.mp4").exists()
+
+
+def test_a_movie_outlives_ctrl_c_in_a_terminal(tmp_path):
+    """Which goes to all processes of the group, ffmpeg too."""
+    code = (
+        "import os, signal, time, numpy as np; from worldsim.data.movie import MovieWriter\n"
+        "signal.signal(signal.SIGINT, lambda *_: None); frames = np.zeros((5, 16, 16, 3), np.uint8)\n"
+        "with MovieWriter('out.mp4', (16, 16), fps=10) as movie:\n"
+        "    movie.add(frames); os.killpg(os.getpgrp(), signal.SIGINT); time.sleep(0.5); movie.add(frames)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True)
+    assert ran.returncode == 0
+    assert len(read_video(tmp_path / "out.mp4")) == 10
+
+
+def test_who_breaks_off_leaves_the_movie_as_it_was(tmp_path):
+    path, frames = tmp_path / "it's.mp4", np.zeros((5, 16, 16, 3), np.uint8)
+    with MovieWriter(path, (16, 16), fps=10) as made:
+        made.add(frames)
+    with pytest.raises(KeyError), MovieWriter(path, (16, 16), fps=10, append=True) as made:
+        made.add(frames)
+        raise KeyError
+    assert len(read_video(path)) == 5
+    with MovieWriter(path, (16, 16), fps=10, append=True) as made:
+        made.add(frames)
+    assert len(read_video(path)) == 10
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_a_rollout_in_bfloat16_stood_is_read_back(tmp_path):
+    config = tiny.config()
+    half = tiny.make_world(config)
+    graph = split_module("dynamics", config, dtype=jnp.bfloat16)[0]
+    half = dataclasses.replace(half, dynamics=(graph, half.dynamics[1]))
+    standing = half.rollout(tiny.make_clip(6), 8, steps=1).standing()
+    assert standing.state.cache.keys[0].dtype == jnp.bfloat16
+    back, _ = load_standing(save_standing(tmp_path / "here", standing), half)
+    for one, other in zip(
+        jax.tree.leaves(back.state.cache), jax.tree.leaves(standing.state.cache), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_counter_says_how_long_the_rest_takes(monkeypatch, capsys):

@@ -27,6 +27,7 @@ _DTYPES = {
     "F64": np.float64,
     "I32": np.int32,
     "I64": np.int64,
+    "U32": np.uint32,
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
@@ -138,14 +139,21 @@ def load_world(
             f"{folder} has format {stored.get('format')!r} and this version reads {FORMAT}; update worldsim."
         )
     weights = {}
-    for path, view in sorted(_safetensors().deserialize((folder / "weights.safetensors").read_bytes())):
-        array = np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"])
+    for path, array in sorted(read_tensors((folder / "weights.safetensors").read_bytes()).items()):
         floating = jax.numpy.issubdtype(array.dtype, np.floating)
         weights[path] = array.astype(np.float32) if floating else array
     with np.load(folder / "statistics.npz", allow_pickle=False) as arrays:
         statistics = dict(arrays)
     provenance = json.loads((folder / "provenance.json").read_text())
     return from_dict(WorldConfig, stored["world"]), nested(weights), statistics, provenance
+
+
+def read_tensors(blob: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, those of bfloat16 too."""
+    return {
+        name: np.frombuffer(view["data"], _DTYPES[view["dtype"]]).reshape(view["shape"])
+        for name, view in _safetensors().deserialize(blob)
+    }
 
 
 def bundled_worlds() -> dict[str, Path]:

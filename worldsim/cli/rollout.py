@@ -40,7 +40,7 @@ def rollout(
     """Continue a clip for any number of frames, in constant memory; the video is written as it comes.
 
     Ctrl-C leaves a video that can be played, and beside it where the rollout stood. The same command with
-    --resume goes on from there, to the same frames as if it had never stopped; --frames may be more then.
+    --resume goes on from there, to the same frames as if it had never stopped.
 
     Example: worldsim rollout pong pong:0 --out long.mp4 --frames 10000 --actions random
 
@@ -51,11 +51,12 @@ def rollout(
       resume: go on with --out, which is an .mp4 or .webm.
     """
     import worldsim
-    from worldsim.data.movie import MovieWriter
+    from worldsim.data.movie import MovieWriter, check_endless
     from worldsim.generate.standing import load_standing, save_standing
 
     out = output.out
     began, stood = time.monotonic(), out.with_name(f"{out.name}.rollout")
+    check_endless(out)
     note(f"loading {world}")
     model = worldsim.load(world)
     told = _actions(actions, model, sampling.seed)
@@ -90,8 +91,9 @@ def rollout(
             tell_how_far(stream.made, frames)
             if stop:
                 break
-    if stream.made < frames:
-        save_standing(stood, stream.standing(), asked=asked)
+        standing = stream.standing() if stream.made < frames else None
+    if standing:
+        save_standing(stood, standing, asked=asked)
         note(f"\nstopped at {stream.made} of {frames} frames; the same command with --resume goes on")
         raise SystemExit(130)
     stood.unlink(missing_ok=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +18,16 @@ ENDLESS = (".mp4", ".webm")
 """Kinds of files that can be gone on with."""
 
 
+def check_endless(path: Path) -> None:
+    """Refuse what can't be written frame by frame.
+
+    Raises:
+      ValueError: another kind of file.
+    """
+    if path.suffix.lower() not in ENDLESS:
+        raise ValueError(f"{path}: can't be written frame by frame; use {' or '.join(ENDLESS)}.")
+
+
 class MovieWriter:
     """Writes frames to a movie as they come; closed, however that comes about, the file can be played.
 
@@ -22,7 +35,7 @@ class MovieWriter:
             movie.add(frames)
 
     With ``append``, what is added follows what the file has: it is encoded on its own, and both are put into
-    one file as they are when the writer closes.
+    one file as they are when the writer closes; where an exception closes it, the file stays as it was.
     """
 
     def __init__(self, path: str | Path, size: tuple[int, int], *, fps: float, append: bool = False):
@@ -39,8 +52,7 @@ class MovieWriter:
           FileNotFoundError: no file to go on with.
         """
         self.path, self.fps = Path(path), fps
-        if self.path.suffix.lower() not in ENDLESS:
-            raise ValueError(f"{path}: can't be written frame by frame; use {' or '.join(ENDLESS)}.")
+        check_endless(self.path)
         if not fps > 0:
             raise ValueError(f"{path}: fps {fps}; give a positive rate.")
         if append and not self.path.is_file():
@@ -61,7 +73,8 @@ class MovieWriter:
         if self._writer is None:
             mediapy, options = encoding(self.path)
             self._writer = mediapy.VideoWriter(self._target, frames.shape[1:3], fps=self.fps, **options)
-            self._writer.__enter__()
+            with _deaf():
+                self._writer.__enter__()
         for frame in frames:
             self._writer.add_image(frame)
 
@@ -71,8 +84,25 @@ class MovieWriter:
         if self._writer is None:
             return
         self._writer.__exit__(None, None, None)
-        if self._target != self.path:
+        if self._target == self.path:
+            return
+        if kind is None:
             _join(self.path, self._target)
+        else:  # whoever broke off does not know what came after the file that it goes on with
+            self._target.unlink(missing_ok=True)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes begun here do not hear Ctrl-C or SIGTERM, which terminals send to all of a group."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _join(path: Path, more: Path) -> None:
@@ -80,7 +110,8 @@ def _join(path: Path, more: Path) -> None:
     import imageio_ffmpeg
 
     listed, whole = more.with_suffix(".txt"), more.with_name(f"{path.stem}.whole{path.suffix}")
-    listed.write_text("".join(f"file '{part.resolve()}'\n" for part in (path, more)), "utf-8")
+    quoted = [str(part.resolve()).replace("'", r"'\''") for part in (path, more)]
+    listed.write_text("".join(f"file '{part}'\n" for part in quoted), "utf-8")
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "concat", "-safe", "0"]
     ran = subprocess.run(
         [*command, "-i", str(listed), "-c", "copy", str(whole)], capture_output=True, text=True

@@ -113,15 +113,15 @@ class WorldEnv(gymnasium.Env):
         super().reset(seed=seed)
         self._state, frames, which = self._source.begin(self.np_random, 1, options)
         self._frame = frames[0]
-        return self._frame, {"clip": int(which[0])}
+        return frames[0].copy(), {"clip": int(which[0])}
 
     def step(self, action: Any):
         """The frame that the action leads to."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("WorldEnv: call reset before step.")
         self._state, frames = self._source.simulator.step(self._state, np.asarray(action)[None])
-        self._frame = np.asarray(frames)[0, 0]
-        return self._frame, 0.0, False, False, {}
+        self._frame = np.array(frames[0, 0])
+        return self._frame.copy(), 0.0, False, False, {}
 
     def render(self) -> np.ndarray | None:
         """The last frame, RGB."""
@@ -175,7 +175,7 @@ class WorldVectorEnv(VectorEnv):
         super().reset(seed=seed)
         self._state, self._frames, which = self._source.begin(self.np_random, self.num_envs, options)
         self._count = 0
-        return self._frames, {"clip": which, "_clip": np.ones(self.num_envs, bool)}
+        return self._frames.copy(), {"clip": which, "_clip": np.ones(self.num_envs, bool)}
 
     def step(self, actions: Any):
         """The frames that the actions lead to; right after a truncation, those of a new beginning."""
@@ -186,9 +186,9 @@ class WorldVectorEnv(VectorEnv):
             frames, info = self.reset()
             return frames, nothing[0], nothing[1], nothing[1].copy(), info
         self._state, frames = self._source.simulator.step(self._state, np.asarray(actions))
-        self._frames, self._count = np.asarray(frames)[:, 0], self._count + 1
+        self._frames, self._count = np.array(frames[:, 0]), self._count + 1
         over = np.full(self.num_envs, self._limit is not None and self._count >= self._limit)
-        return self._frames, nothing[0], nothing[1], over, {}
+        return self._frames.copy(), nothing[0], nothing[1], over, {}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The last frame of each world, RGB."""

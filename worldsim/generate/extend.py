@@ -153,7 +153,7 @@ class World:
         clip: Clip | Standing,
         frames: int | None = None,
         *,
-        direction: Direction = "forward",
+        direction: Direction | None = None,
         actions: Actions | Callable[[int], Any] | None = None,
         **options: Unpack[Options],
     ) -> Stream:
@@ -164,7 +164,8 @@ class World:
             (:meth:`worldsim.generate.stream.Stream.standing`), which goes on by its own key, to
             the same total of ``frames``.
           frames: how many to make; None is without end.
-          direction: ``forward``, or ``backward``: then each piece lies before the one that came before it.
+          direction: ``forward``, or ``backward``: then each piece lies before the one that came before it;
+            None is forward, or as the other stream ran.
           actions: one per new frame in the order of time, or a function that is asked for the action of each
             frame, numbered as they are made, a piece ahead.
           options: as in :meth:`extend`.

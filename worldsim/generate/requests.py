@@ -184,14 +184,15 @@ def extend_request(
     *,
     direction: Direction = "forward",
     actions: Actions | None = None,
+    verb: str = "extend",
 ) -> Request:
-    """See :meth:`World.extend`."""
-    check_clip(clip, config, verb="extend")
-    check_actions(actions, config, frames=frames, verb="extend")
+    """See :meth:`World.extend`; ``verb`` is who asks."""
+    check_clip(clip, config, verb=verb)
+    check_actions(actions, config, frames=frames, verb=verb)
     if direction not in ("forward", "backward"):
-        raise ValueError(f"extend: direction {direction!r}; use 'forward' or 'backward'.")
+        raise ValueError(f"{verb}: direction {direction!r}; use 'forward' or 'backward'.")
     f = config.tokenizer.frames_per_chunk
-    new, onward = chunk_count(frames, config, verb="extend"), direction == "forward"
+    new, onward = chunk_count(frames, config, verb=verb), direction == "forward"
     seen, known = _given(clip, config, at="end" if onward else "start", most=config.dynamics.context)
     rows, fresh = by_chunk(seen.actions, known, config), by_chunk(actions, new, config)
     order = np.arange(known) if onward else np.arange(known)[::-1]

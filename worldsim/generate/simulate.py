@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, UInt8
 
 from worldsim.generate import requests, rollout
@@ -100,7 +101,8 @@ class Simulator:
     """Steps a world under actions, any number of copies at once, at a constant cost and in constant memory.
 
     Nothing is kept in it: :meth:`step` is a pure function of the state that it is given, so a state may be
-    stepped from twice, which is how worlds branch.
+    stepped from twice, which is how worlds branch. It may be traced, by ``jax.lax.scan`` for one; then nobody
+    looks whether actions are in range.
     """
 
     def __init__(
@@ -122,10 +124,12 @@ class Simulator:
           show: what a step answers with: pictures, or the codes.
 
         Raises:
-          ValueError: dials that the world can't take.
+          ValueError: dials that the world can't take, or something else to show.
         """
         self.world, self.dials = world, world.dials(steps, temperature, refine_steps)
         self.frames = world.config.tokenizer.frames_per_chunk
+        if show not in ("frames", "codes"):
+            raise ValueError(f"Simulator: show {show!r}; take 'frames' or 'codes'.")
         self.show = show
         refine = world.refine if int(self.dials.refine) else None
         self._graphs = world.dynamics[0], world.tokenizer[0], refine and refine[0]
@@ -146,7 +150,7 @@ class Simulator:
         if not clips:
             raise ValueError("reset: no clips; give at least one.")
         config = self.world.config
-        asked = [requests.extend_request(clip, self.frames, config) for clip in clips]
+        asked = [requests.extend_request(clip, self.frames, config, verb="reset") for clip in clips]
         if any(not requests.same_plan(one, asked[0]) for one in asked):
             raise ValueError(
                 f"reset: clips of {[len(clip) for clip in clips]} frames; give clips that show equally many "
@@ -197,7 +201,7 @@ class Simulator:
         how = {"frames": self.frames, "show": self.show}
         return _step(self._graphs, self._params, state, told, self.dials, **how)
 
-    def _actions(self, actions: np.ndarray | Array | None, clips: int) -> np.ndarray | None:
+    def _actions(self, actions: np.ndarray | Array | None, clips: int) -> np.ndarray | Array | None:
         """``[b 1 f ...]``, as the dynamics read them."""
         config = self.world.config
         null = requests.null_actions(clips * self.frames, config)
@@ -205,12 +209,15 @@ class Simulator:
             if actions is not None:
                 raise ValueError("step: the world takes no actions; leave them out.")
             return None if null is None else null.reshape(clips, 1, self.frames, *null.shape[1:])
-        given, single = np.asarray(actions), (clips, *null.shape[1:])
+        traced = isinstance(actions, Tracer)  # of which the values are not known yet
+        given: Any = actions if traced else np.asarray(actions)
+        single = (clips, *null.shape[1:])
         many = (clips, self.frames, *null.shape[1:])
         if given.shape != many and not (self.frames == 1 and given.shape == single):
             want = single if self.frames == 1 else many
             raise ValueError(f"step: actions are {list(given.shape)}; give {list(want)}.")
-        problems = action_problems(given.reshape(null.shape), config.dynamics.action, len(null))
+        known = null if traced else given.reshape(null.shape)
+        problems = action_problems(known, config.dynamics.action, len(null))
         if problems:
             raise ValueError("step: the actions can't be used: " + "; ".join(problems) + ".")
         return given.astype(null.dtype).reshape(clips, 1, self.frames, *null.shape[1:])
@@ -220,9 +227,12 @@ def _keys(key: Array | None, clips: int) -> Array:
     """``[clips]`` keys.
 
     Raises:
+      TypeError: something else than typed keys.
       ValueError: another number of keys.
     """
     key = jax.random.key(0) if key is None else key
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError("reset: the key is no typed key; give jax.random.key(0), not a number or a PRNGKey.")
     if key.ndim == 0:
         return key[None] if clips == 1 else jax.random.split(key, clips)
     if key.shape != (clips,):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from worldsim.checkpoint import read_tensors
 from worldsim.generate import rollout
 from worldsim.generate.extend import World
 from worldsim.generate.rollout import RolloutState
@@ -17,7 +18,7 @@ from worldsim.generate.stream import Standing
 from worldsim.models.cache import KVCache
 
 NUMBERS = ("next_order", "ring", "pinned")
-COUNTS = ("position", "waiting", "made")
+COUNTS = ("position", "waiting", "made", "direction", "fps")
 
 
 def save_standing(path: str | Path, standing: Standing, *, asked: dict[str, Any] | None = None) -> Path:
@@ -46,10 +47,11 @@ def save_standing(path: str | Path, standing: Standing, *, asked: dict[str, Any]
         "random": str(jax.random.key_impl(state.keys)),
         "asked": asked or {},
     }
+    known = json.dumps(known)
     path = Path(path)
     part = path.with_name(f"{path.name}.part")
     plain = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    part.write_bytes(save(plain, metadata={"worldsim": json.dumps(known)}))
+    part.write_bytes(save(plain, metadata={"worldsim": known}))
     part.replace(path)
     return path
 
@@ -59,15 +61,16 @@ def load_standing(path: str | Path, world: World) -> tuple[Standing, dict[str, A
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: no such file, or one of another world.
+      ValueError: it is none, or one of another world.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; no rollout was stopped here.")
     blob = path.read_bytes()
     try:
-        arrays = load(blob)
+        arrays = read_tensors(blob)
         size = int.from_bytes(blob[:8], "little")
         known = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["worldsim"])
     except (SafetensorError, KeyError, ValueError) as error:

@@ -44,6 +44,8 @@ class Standing:
       waiting: how many of them have not been shown.
       told: ``[r f ...]``, the actions of those that have not, or None.
       made: frames that have been shown.
+      direction: of the stream.
+      fps: of the clip that it began with, or None.
     """
 
     state: RolloutState
@@ -52,6 +54,8 @@ class Standing:
     waiting: int
     told: np.ndarray | None
     made: int
+    direction: requests.Direction
+    fps: float | None
 
 
 class Stream(Iterator[Clip]):
@@ -66,13 +70,12 @@ class Stream(Iterator[Clip]):
         standing: Standing,
         *,
         frames: int | None,
-        onward: bool,
         actions: Actions | Callable[[int], Actions] | None,
         dials: Dials,
         conditions: Callable[[int], dict[str, np.ndarray]],
     ):
         """See :meth:`worldsim.generate.extend.World.rollout`; ``conditions`` gives rows for n chunks."""
-        self.world, self.frames, self.onward = world, frames, onward
+        self.world, self.frames, self.onward = world, frames, standing.direction == "forward"
         self._actions, self._dials, self._conditions = actions, dials, conditions
         self._now = standing
         self._ahead: tuple[RolloutState, Callable[[], np.ndarray], np.ndarray | None, int] | None = None
@@ -106,7 +109,9 @@ class Stream(Iterator[Clip]):
         kept = np.concatenate([now.codes, codes])
         more = told if now.told is None else np.concatenate([now.told, told])  # type: ignore[list-item]
         step = count if self.onward else -count
-        self._now = Standing(state, now.position + step, kept, now.waiting + count, more, now.made)
+        self._now = dataclasses.replace(
+            now, state=state, position=now.position + step, codes=kept, waiting=now.waiting + count, told=more
+        )
 
     def _begin(self) -> None:
         """Start to generate the next piece, if there is one."""
@@ -160,12 +165,15 @@ class Stream(Iterator[Clip]):
             only=slice(shown, shown + ready) if self.onward else slice(rest, rest + ready),
         )[0]  # fmt: skip
         told = None if now.told is None else now.told[:ready]
-        self._now = Standing(
-            now.state, now.position, now.codes[max(0, shown + ready - HALO) :], now.waiting - ready,
-            None if now.told is None else now.told[ready:], now.made + ready * f,
-        )  # fmt: skip
+        self._now = dataclasses.replace(
+            now,
+            codes=now.codes[max(0, shown + ready - HALO) :],
+            waiting=now.waiting - ready,
+            told=None if now.told is None else now.told[ready:],
+            made=now.made + ready * f,
+        )
         told = None if told is None else told[turn].reshape(ready * f, *told.shape[2:])
-        return Clip(drawn, told, fps=self.world.config.fps)
+        return Clip(drawn, told, fps=now.fps or self.world.config.fps)
 
 
 def stream(
@@ -173,7 +181,7 @@ def stream(
     clip: Clip | Standing,
     frames: int | None,
     *,
-    direction: requests.Direction,
+    direction: requests.Direction | None,
     actions: Actions | Callable[[int], Actions] | None,
     options: dict[str, Any],
 ) -> Stream:
@@ -191,15 +199,16 @@ def stream(
         raise ValueError("rollout: the world takes no actions; leave them out.")
     dials = world.dials(options["steps"], options["temperature"], options["refine_steps"])
     rows = lambda count: world.condition_rows(options["conditions"], 1, count)
-    onward = direction == "forward"
-    if isinstance(clip, Clip):
-        clip = _given(world, clip, direction=direction, dials=dials, options=options)
-    else:  # which may be gone on from again
+    if isinstance(clip, Standing):  # which may be gone on from again
+        if direction not in (None, clip.direction):
+            raise ValueError(f"rollout: direction {direction!r} from a stream that ran {clip.direction}.")
         clip = dataclasses.replace(clip, state=rollout.fork(clip.state))
+    else:
+        clip = _given(world, clip, direction=direction or "forward", dials=dials, options=options)
     done = clip.made + clip.waiting * config.tokenizer.frames_per_chunk
     if frames is not None and frames < done:
         raise ValueError(f"rollout: {frames} frames in all, and {done} have been made; ask for more.")
-    return Stream(world, clip, frames=frames, onward=onward, actions=actions, dials=dials, conditions=rows)
+    return Stream(world, clip, frames=frames, actions=actions, dials=dials, conditions=rows)
 
 
 def _given(
@@ -207,7 +216,7 @@ def _given(
 ) -> Standing:
     """Where a stream stands that has seen a clip and made nothing."""
     f = world.config.tokenizer.frames_per_chunk
-    asked = requests.extend_request(clip, f, world.config, direction=direction)
+    asked = requests.extend_request(clip, f, world.config, direction=direction, verb="rollout")
     plan, known = asked.plan, int(asked.plan.known.sum())
     codes = tokenize(*world.tokenizer, asked.frames[None], frames_per_chunk=f)[:, asked.sources[:known]]
     state = rollout.start(*world.dynamics, keys=options["key"][None])
@@ -216,4 +225,5 @@ def _given(
         codes=codes, dials=dials, actions=None if asked.actions is None else asked.actions[None, :known],
         conditions=world.condition_rows(options["conditions"], 1, known),
     )  # fmt: skip
-    return Standing(state, int(plan.times[known] // f), codes[0, -HALO:], 0, None, 0)
+    position = int(plan.times[known] // f)
+    return Standing(state, position, codes[0, -HALO:], 0, None, 0, direction, clip.fps)
