@@ -199,6 +199,13 @@ def toy_bed(world: World, count: int, *, seed: int = 7) -> Bed:
     return Bed(world, toy_sprites.TOY, codes, None, opening, motion, lambda codes: codes)
 
 
+def drawn(world: World, codes: np.ndarray) -> np.ndarray:
+    """Frames of loops from their codes ``[b p h w]`` alone, each chunk beside its neighbours all round."""
+    times = np.arange(codes.shape[1], dtype=np.float32) * world.config.tokenizer.frames_per_chunk
+    keys = jax.random.split(jax.random.key(0), len(codes))
+    return render(world.renderer, codes, times, keys, refine_steps=0, window="cyclic")
+
+
 def video_bed(world: World, config: SpriteConfig, clips: int, *, seed: int = 7) -> Bed:
     """Openings of new episodes through the tokenizer; places are read back from decoded frames."""
     played = list(sprites.episodes(config, count=clips, length=32, seed=1000 + seed))
@@ -209,7 +216,7 @@ def video_bed(world: World, config: SpriteConfig, clips: int, *, seed: int = 7) 
     kinds = states[:, 0, 1:, 4:]
 
     def places(codes: np.ndarray) -> np.ndarray:
-        seen = render(*world.tokenizer, codes)
+        seen = drawn(world, codes)
         return np.stack([read_places(f, k, config) for f, k in zip(seen, kinds, strict=True)])
 
     free = states[:, :, 1:, :2]
@@ -278,7 +285,7 @@ def clip_rows(
     traced, rows = trace(world, codes, actions, plan, effort=effort, seed=3), []
     for n, s, choose in efforts(*effort):
         kept, nats = traced.kept(n, s, choose)
-        frames = render(*world.tokenizer, kept)
+        frames = drawn(world, kept)
         frames[:, : opening.shape[1]] = opening
         scores = {
             "seam": [seam_ratio(x) for x in frames],
