@@ -25,6 +25,7 @@ from worldsim.cli.options import (
     read_input,
     tell,
 )
+from worldsim.cli.verbs import begin
 from worldsim.progress import Counter
 
 
@@ -50,24 +51,22 @@ def rollout(
         draws each by the seed.
       resume: go on with --out, which is an .mp4 or .webm.
     """
-    import worldsim
     from worldsim.data.movie import MovieWriter, check_endless
     from worldsim.generate.standing import load_standing, save_standing
 
     out = output.out
-    began, stood = time.monotonic(), out.with_name(f"{out.name}.rollout")
+    stood = out.with_name(f"{out.name}.rollout")
     check_endless(out)
-    note(f"loading {world}")
-    model = worldsim.load(world)
+    began, model = begin(world, output)
     told = _actions(actions, model, sampling.seed)
     asked = {
         "input": input, "actions": _print_of(actions), **dataclasses.asdict(sampling),
         "weights": model.provenance.get("weights_sha256"), "fit": output.how,
     }  # fmt: skip
     clip = read_input(input, model, resize=output.how)
-    begin: Any = clip
+    start: Any = clip
     if resume:
-        begin, before = load_standing(stood, model)
+        start, before = load_standing(stood, model)
         other = {
             name: (before.get(name), value) for name, value in asked.items() if before.get(name) != value
         }
@@ -78,7 +77,7 @@ def rollout(
             )
     elif out.exists() and stood.exists():
         raise ValueError(f"rollout: {stood} is left of a rollout that was stopped; --resume, or remove it.")
-    stream = model.rollout(begin, frames, actions=told, **sampling.options())
+    stream = model.rollout(start, frames, actions=told, **sampling.options())
     size, rate = clip.frames.shape[1:3], clip.fps or model.config.fps or 15.0
     tell_how_far = partial(Counter("making", ahead=True), "frames")
     with MovieWriter(out, size, fps=rate, append=resume) as movie, _interruption() as stop:

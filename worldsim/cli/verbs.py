@@ -29,7 +29,7 @@ from worldsim.cli.options import (
 from worldsim.progress import Counter
 
 
-def _begin(world: str, output: Output, *, say: Callable[[str], None] = note) -> tuple[float, Any]:
+def begin(world: str, output: Output, *, say: Callable[[str], None] = note) -> tuple[float, Any]:
     """The time and the loaded world, once it is sure that the result can be written."""
     import worldsim
     from worldsim.data.video import check_writable
@@ -83,7 +83,7 @@ def extend(
         raise ValueError(
             f"extend: {input} is one clip, for one process; give several a folder, or leave out --processes."
         )
-    began, model = _begin(world, output)
+    began, model = begin(world, output)
     clip = read_input(input, model, resize=output.how)
     made = model.extend(clip, **asked, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames, "direction": direction})
@@ -102,7 +102,7 @@ def _extend_each(
     files = clips_in(Path(folder), output.out)
     told = [file.name for file, _ in files], dataclasses.asdict(sampling), asked
     check_alike(dict(zip(("clips", "sampling", "options"), told, strict=True)), what="extend")
-    began, model = _begin(
+    began, model = begin(
         world, dataclasses.replace(output, out=files[0][1]), say=note if lead else lambda _: None
     )
     model = model if lead else dataclasses.replace(model, progress=None)
@@ -135,7 +135,7 @@ def infill(
       frames: how many to make.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    began, model = _begin(world, output)
+    began, model = begin(world, output)
     first, second = (read_input(text, model, resize=output.how) for text in (before, after))
     made = model.infill(first, second, frames, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames})
@@ -161,7 +161,7 @@ def loop(
     """
     from worldsim.ops.scores import jerk_ratio, peak_ratio, seam_ratio
 
-    began, model = _begin(world, output)
+    began, model = begin(world, output)
     clip = read_input(input, model, resize=output.how)
     made = model.loop(clip, frames, candidates=candidates, sweeps=sweeps, **sampling.options())
     ratios = {"seam_ratio": seam_ratio, "jerk_ratio": jerk_ratio, "peak_ratio": peak_ratio}
@@ -187,7 +187,7 @@ def animate(
       frames: how many to make.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    began, model = _begin(world, output)
+    began, model = begin(world, output)
     clip = read_input(image, model, resize=output.how)
     made = model.animate(clip[:1], frames, actions=read_actions(actions, model), **sampling.options())
     _finish(made.clip, output, began, {"new": frames})
@@ -204,7 +204,7 @@ def reconstruct(
     """
     from worldsim.ops.scores import PSNR_CAP, psnr, ssim
 
-    began, model = _begin(world, output)
+    began, model = begin(world, output)
     clip = read_input(input, model, resize=output.how)
     seen = model.reconstruct(clip)
     scores = {

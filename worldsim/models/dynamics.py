@@ -200,14 +200,14 @@ class Dynamics(nnx.Module):
         angles, ids = self._angles(chunks.times - chunks.times[:, :1]), self._ids(chunks.ids)
         turns = once(rope.turns, angles)
         kept: list[tuple[Array, Array]] = []
+        heads_first = lambda a: rearrange(a, "b m k e -> b k m e")
 
         def mix(layer):
             def read(q, k, v):
-                kept.append(tuple(rearrange(a, "b m k e -> b k m e") for a in (k, v)))
+                kept.append((heads_first(k), heads_first(v)))
                 q, k = rope.rotate(q, turns), rope.rotate(k, turns)
                 if past is None:
                     return attend_block(q, k, v, ids, ids)[0]
-                heads_first = lambda a: rearrange(a, "b m k e -> b k m e")
                 if p == 1:  # a chunk sees all of itself
                     own, bias = Part(heads_first(k), heads_first(v)), past[layer].bias[0]
                     parts = [dataclasses.replace(past[layer], bias=bias), own]

@@ -42,8 +42,8 @@ def attend_parts(
     """Attention of queries over all parts together.
 
     Args:
-      q: queries, rotated. They and the keys are normalised, so that no score that is visible lies so far
-        below one that is not (80) that its weight is lost to float32.
+      q: queries, rotated. A score that is visible must not lie 80 or more below one that is not, or float32
+        loses its weight; what empty slots of a cache score is 0.
       parts: what they read.
 
     Returns:
@@ -52,9 +52,8 @@ def attend_parts(
     """
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
     scores = [_dot("bhne,bhme->bhnm", q, part.keys) for part in parts]
-    peak = reduce(
-        jnp.maximum, (s.max(-1) for s in scores)
-    )  # of hidden keys too: it spares a pass over memory
+    # Of hidden keys too: it spares a pass over memory.
+    peak = reduce(jnp.maximum, (s.max(-1) for s in scores))
     pairs = list(zip(scores, parts, strict=True))
     weights = [jnp.exp(s + _hidden(part) - peak[..., None]) for s, part in pairs]
     total = reduce(add, (w.sum(-1) for w in weights))

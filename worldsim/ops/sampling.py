@@ -32,7 +32,7 @@ def sample_codes(
     """Draw a code per token at a temperature; 0 takes the likeliest.
 
     One uniform number a token, looked up in the sums of the weights so far: of blocks of codes first, then of
-    the codes of the block that it falls into. (Noise for every code takes longer than a small transformer.)
+    the codes of the block that it falls into.
     """
     n, v = logits.shape
     side = math.isqrt(v - 1) + 1
