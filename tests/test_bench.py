@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from worldsim import cli
-from worldsim.bench import blocks, child, layouts, ring, rivals, rollout, rows, start
+from worldsim.bench import blocks, child, layouts, loader, raster, ring, rivals, rollout, rows, start, train
 from worldsim.ops import attention
 from worldsim.ops.visible import PADDING, visible
 
@@ -220,15 +220,55 @@ def test_blocks_are_measured_in_every_pattern(monkeypatch):
     assert layouts.visible_pairs(ids) == 8 * 8 * (1 + 2 + 3 + 4)
 
 
-def test_a_rollout_is_measured_beside_its_products():
+def test_a_rollout_is_measured_beside_its_products(monkeypatch):
     config = rollout.workload(side=16, codes=16, width=32, layers=1, context=3)
     sizes = rollout.Sizes(config, passes=(2,), near=2, far=5, frames=2, rounds=1)
+    monkeypatch.setitem(sys.modules, "transformers", None)
     found, about = rollout.measure(sizes)
-    names = ["cpu_s_per_frame_k2", "growth_5_over_2", "decode", "refine"]
+    names = ["cpu_s_per_frame_k2", "ratio_over_torch_k2", "growth_5_over_2", "decode", "refine"]
     assert [row.name for row in found] == names
-    assert all(row.value > 0 for row in found)
+    assert all(row.value > 0 for row in found if row.name != "ratio_over_torch_k2")
     assert found[0].floor > 0 and found[0].unit == "CPU s a frame"
+    assert found[1].value is None and "worldsim[rivals]" in found[1].note
     assert about["cores"]
+
+
+@pytest.mark.parametrize("cache", raster.CACHES)
+def test_the_raster_rival_keeps_the_window_and_no_more(cache):
+    pytest.importorskip("transformers", reason="extra rivals")
+    config = rollout.workload(side=16, codes=16, width=32, layers=1, context=3)
+    draw = raster.Raster(config, cache=cache)
+    for _ in range(2):
+        draw(2)
+        assert int(draw.kept.get_seq_length()) == 3 * (1 + 4)
+
+
+def test_products_are_counted_through_loops_and_calls():
+    square = jnp.ones((8, 8))
+
+    def program(x):
+        x = jax.lax.fori_loop(0, 3, lambda _, y: y @ square, x)
+        x = jax.lax.cond(x.sum() > 0, lambda y: y @ square @ square, lambda y: y @ square, x)
+        return jax.jit(jnp.einsum, static_argnums=0)("ij,jk->ik", x, square[:, :4])
+
+    flops = train.product_flops(jax.make_jaxpr(program)(jnp.ones((2, 8))).jaxpr)
+    assert flops == 2 * 2 * 8 * 8 * (3 + 1) + 2 * 2 * 8 * 4
+    image, kernel = jnp.ones((1, 3, 5, 5)), jnp.ones((4, 3, 2, 2))
+    conv = jax.make_jaxpr(lambda x: jax.lax.conv(x, kernel, (1, 1), "VALID"))(image)
+    assert train.product_flops(conv.jaxpr) == 2 * (4 * 4 * 4) * (3 * 2 * 2)
+
+
+@pytest.mark.slow
+def test_the_steps_of_all_stages_are_measured():
+    found = {row.name: row for row in train.measure(train.QUICK)[0]}
+    assert list(found) == ["train_cpu_s_tokenizer", "train_cpu_s_dynamics", "train_cpu_s_refine"]
+    assert all(0 < row.floor < row.value for row in found.values())
+
+
+def test_the_loader_is_measured_beside_memory():
+    (row,) = loader.measure(loader.QUICK)[0]
+    assert row.name == "loader_clips_per_cpu_s"
+    assert 0 < row.value < row.floor and row.baseline > 0
 
 
 def test_a_live_rollout_stands_where_it_is_asked_to():

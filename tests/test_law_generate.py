@@ -362,6 +362,12 @@ def test_conditions_that_the_world_does_not_have_are_refused(conditions, match):
         condition_rows(conditions, 3, tiny.config(conditions=tiny.CONDITIONS))
 
 
+@pytest.mark.parametrize("key", [3, jax.random.PRNGKey(3), jax.random.split(jax.random.key(3), 2)])
+def test_keys_that_are_not_one_typed_key_are_refused(world, key):
+    with pytest.raises(TypeError, match=r"extend: the key is no single typed key; give jax.random.key\(0\)"):
+        world.extend(tiny.make_clip(2), 4, key=key)
+
+
 def test_bare_frames_are_refused():
     with pytest.raises(TypeError, match=r"extend: got ndarray; give a worldsim.Clip"):
         inspect.unwrap(check_clip)(tiny.make_clip(2).frames, tiny.config(), verb="extend")

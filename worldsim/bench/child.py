@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DEVICES = {"ring": 8, "blocks": 8, "rollout": 1, "start": 1}
+DEVICES = {"ring": 8, "blocks": 8, "rollout": 1, "train": 1, "loader": 1, "start": 1}
 """As how many devices the CPU poses, by benchmark."""
 
-ALONE = ("rollout",)
+ALONE = ("rollout", "train")
 """Benchmarks that keep to one core, where the system lets a process choose."""
 
 PATIENCE = 3600
@@ -58,10 +59,9 @@ def main(words: list[str]) -> None:
     """Measure here, and write what was found as one line of JSON to stdout."""
     if words[0] in ALONE and hasattr(os, "sched_setaffinity"):  # before JAX starts its threads
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    from worldsim.bench import blocks, ring, rollout, start
     from worldsim.bench.rows import as_json
 
-    suite = {"ring": ring, "blocks": blocks, "rollout": rollout, "start": start}[words[0]]
+    suite = importlib.import_module(f"worldsim.bench.{words[0]}")
     rows, machine = suite.measure(suite.QUICK if "quick" in words else suite.FULL)
     sys.stdout.write(as_json([row.plain() for row in rows], machine) + "\n")
 

@@ -4,6 +4,7 @@ The workload: frames of 64x64 in 64 tokens, each one of 1024 codes, and a window
 six layers of eight heads, one integer action a frame; one clip in float32. Weights are random, which no
 cost depends on. One core, where the system lets a process choose.
 
+The baseline is a GPT of the same size in PyTorch that draws code by code (:mod:`worldsim.bench.raster`).
 The floor of a cost is its matrix products alone: for each masked pass those of every layer and of the head,
 and for the commit of a chunk those that lead to its keys and values, in the same shapes and as one program.
 """
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from worldsim.bench import raster
 from worldsim.bench.rows import Row, clock_of, interleaved, machine
 from worldsim.config import ActionConfig, DynamicsConfig, TokenizerConfig, WorldConfig
 from worldsim.generate import rollout
@@ -159,16 +161,31 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
             render, world.renderer, codes, np.arange(frames, dtype=np.float32), jax.random.key(0)[None],
             refine_steps=steps,
         )  # fmt: skip
+    rivals, missing = {}, ""
+    try:
+        for cache in raster.CACHES:
+            rivals[f"torch_{cache}"] = partial(raster.Raster(sizes.config, cache=cache), frames)
+    except ModuleNotFoundError as error:
+        missing = str(error)
+    cases |= rivals
     for case in cases.values():
         case()
     costs = interleaved(cases, rounds=sizes.rounds, clock=clock)
     costs = {name: cost / frames for name, cost in costs.items()}
     tell("rollout", 3, 3)
     bars = {4: "bar at 64 tokens and a window of 16: at most 0.08, goal 0.06; at most 1.6 times the floor"}
-    rows = [
-        Row(f"cpu_s_per_frame_k{k}", costs[f"k{k}"], unit, floor=costs[f"floor_k{k}"], note=bars.get(k, ""))
-        for k in sizes.passes
-    ]
+    rival, kind = min(((costs[name], name) for name in rivals), default=(None, ""))
+    rows = []
+    for k in sizes.passes:
+        mine = costs[f"k{k}"]
+        rows.append(
+            Row(f"cpu_s_per_frame_k{k}", mine, unit, baseline=rival, floor=costs[f"floor_k{k}"],
+                note=bars.get(k, ""))
+        )  # fmt: skip
+        rows.append(
+            Row(f"ratio_over_torch_k{k}", rival / mine if rival else None, "times",
+                note=missing or f"faster than {kind}" + "; bar: at least 4, goal 5" * (k == 4))
+        )  # fmt: skip
     rows.append(
         Row(f"growth_{sizes.far}_over_{sizes.near}", costs["far"] / costs[f"k{first}"], "times", floor=1.0,
             note="cost of a frame; bar: at most 1.05")

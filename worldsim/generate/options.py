@@ -34,10 +34,18 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
     """The options with their defaults.
 
     Raises:
-      TypeError: one that no verb has.
+      TypeError: one that no verb has, or a key that is not one typed key.
     """
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
         raise TypeError(f"{verb}: no option {unknown}; there are {sorted(Options.__annotations__)}.")
     values = {"steps": 8, "temperature": 1.0, "refine_steps": None, "conditions": None, **options}
-    return {**values, "key": jax.random.key(0) if values.get("key") is None else values["key"]}
+    key = jax.random.key(0) if values.get("key") is None else values["key"]
+    if not (is_key(key) and key.ndim == 0):
+        raise TypeError(f"{verb}: the key is no single typed key; give jax.random.key(0), not {key!r}.")
+    return {**values, "key": key}
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an array of typed keys, as ``jax.random.key`` makes them."""
+    return isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)

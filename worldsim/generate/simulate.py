@@ -26,6 +26,7 @@ from worldsim.generate import requests, rollout
 from worldsim.generate.answer import detail_keys
 from worldsim.generate.check import action_problems
 from worldsim.generate.extend import World
+from worldsim.generate.options import is_key
 from worldsim.generate.prefill import Rows
 from worldsim.generate.render import HALO, draw, tokenize
 from worldsim.generate.rollout import Dials
@@ -231,7 +232,7 @@ def _keys(key: Array | None, clips: int) -> Array:
       ValueError: another number of keys.
     """
     key = jax.random.key(0) if key is None else key
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not is_key(key):
         raise TypeError("reset: the key is no typed key; give jax.random.key(0), not a number or a PRNGKey.")
     if key.ndim == 0:
         return key[None] if clips == 1 else jax.random.split(key, clips)
