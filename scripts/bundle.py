@@ -8,7 +8,6 @@ a rule, not a choice.
 """
 
 import argparse
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -102,9 +101,8 @@ def game_scores(
     """What can be read from the frames of a game or a toy that is known by its data's source."""
     if source.get("game") == "pong":
         return ball_scores(made, held, world.statistics["median"])
-    fields = {field.name for field in dataclasses.fields(SpriteConfig)}
-    if fields <= set(source):
-        return sprite_scores(made, held, SpriteConfig(**{name: source[name] for name in fields}))
+    if "redraw" in source:
+        return sprite_scores(made, held, SpriteConfig.of(source))
     return {}
 
 

@@ -57,6 +57,16 @@ def test_everything_is_written_and_told(report):
     assert "nats a frame" in summary(told) and "true against wrong actions" in summary(told)
 
 
+def test_rollouts_beyond_the_episodes_are_judged_without_truth(report):
+    told = report[0]["drift"]
+    assert told["frames"] == 64 and len(told["over"]) == 3 and 0 <= told["alive"] <= 1
+    assert list(told["stretches"]) == ["1-8", "9-16", "17-32", "33-64"]
+    for row in [*told["stretches"].values(), told["first_quarter"], told["last_quarter"]]:
+        assert row["motion"] > 0 and row["sharpness"] > 0
+        assert {"frechet", "floor", "legal", "redrawn", "there"} <= set(row)
+    assert told["survival"] < 64 and "64 frames onward" in summary(report[0])
+
+
 @pytest.mark.law
 def test_the_page_is_whole_in_itself(report):
     text = (report[1] / "report.html").read_text("utf-8")
@@ -64,7 +74,7 @@ def test_the_page_is_whole_in_itself(report):
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|https?://|@import|url\(", text)
     assert "not comparable with published FVD" in text
     assert "color-scheme: light dark" in text and "nan" not in text.lower().split()
-    for part in ("legal", "redraw rate", "flicker", "memorising", "bootstrap"):
+    for part in ("legal", "redraw rate", "flicker", "memorising", "bootstrap", "stays alive"):
         assert part in text
 
 

@@ -88,7 +88,7 @@ class Judging:
 
     Attributes:
       clips: held-out windows; more take longer and narrow the bands.
-      horizon: frames to make in each direction; less where episodes are short.
+      horizon: frames to make in each direction; beside the truth less where episodes are short.
       samples: answers to each question.
       split: of the data, that nobody trained on.
     """

@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -89,6 +90,15 @@ class SpriteConfig:
             raise ValueError(
                 f"SpriteConfig: redraw {self.redraw} is a probability; take a number from 0 to 1."
             )
+
+    @classmethod
+    def of(cls, source: Mapping[str, Any]) -> SpriteConfig:
+        """The config among what a dataset says of its source.
+
+        Raises:
+          KeyError: a field that is not there.
+        """
+        return cls(**{field.name: source[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def span(self) -> int:

@@ -66,6 +66,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
         *_loops(report),
         *_distances(report),
         *_state(report, folder),
+        *_drift(report),
         "<h2>Frames</h2><p>Truth above each answer; blue borders are given frames, orange ones "
         "generated.</p>",
         picture(folder / "contact_sheet.png", "sheet"),
@@ -201,6 +202,31 @@ def _distances(report: dict[str, Any]) -> list[str]:
         ]  # fmt: skip
         parts.append(table(["", "world", "held-out truth", "ratio"], rows))
     return parts
+
+
+def _drift(report: dict[str, Any]) -> list[str]:
+    """Long rollouts."""
+    told = report["drift"]
+    if not told:
+        return []
+    rows = {f"frames {name}": row for name, row in told["stretches"].items()}
+    rows |= {name.replace("_", " "): told[name] for name in ("first_quarter", "last_quarter")}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    survives = (
+        f" Nothing impossible happens for {told['survival']:.0f} frames in the median, and in "
+        f"{100 * told['survives']:.0f} % of the rollouts to the end."
+        if "survival" in told
+        else ""
+    )
+    return [
+        f"<h2>Whether it stays alive</h2><p>{told['frames']} frames onward from each window. Fréchet "
+        "distance from other real play beside its floor, motion and sharpness over those of real play (1 is "
+        "alike), and what is found in the frames. A rollout is over when most pieces of 32 frames are "
+        f"farther from real play than 99 % of real pieces are: {100 * told['alive']:.0f} % of them last, the "
+        f"median for {told['collapse']:.0f} frames.{survives}</p>",
+        table(["", *(name.replace("_", " ") for name in names)],
+              [[label, *(row.get(name) for name in names)] for label, row in rows.items()], 3),
+    ]  # fmt: skip
 
 
 def _state(report: dict[str, Any], folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from worldsim.data.sheet import contact_sheet
 from worldsim.data.sprites import SpriteConfig
 from worldsim.data.video import write_video
-from worldsim.evaluate import plots, pong, sprite_laws
+from worldsim.evaluate import drift, plots, pong, sprite_laws
 from worldsim.evaluate.bands import nanmean, plain
 from worldsim.evaluate.curves import action_gain, curve
 from worldsim.evaluate.features import LABEL, bucketed
@@ -29,6 +29,7 @@ from worldsim.evaluate.pictures import picture_table, renderers, shares_closed
 from worldsim.evaluate.play import Played, play
 from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
+from worldsim.generate.rollout import Dials
 from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
 from worldsim.parallel.agreement import check_alike, meet, text_from_lead
 from worldsim.parallel.distributed import is_lead
@@ -43,7 +44,8 @@ class Settings:
 
     Attributes:
       clips: held-out windows; more is slower and narrows the bands.
-      horizon: frames made in each direction; less where episodes are short.
+      horizon: frames made in each direction; less where episodes are short. Where they are, and from
+        ``drift.FAR`` on, as many are made onward as are asked for and judged without truth.
       samples: answers to each question.
       steps, temperature: of sampling.
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
@@ -127,6 +129,9 @@ def evaluate(
         world, held, dials, samples=settings.samples, seed=settings.seed, note=note or (lambda _: None)
     )
     clock.done("play")
+    far = _far(world, held, played, dials, settings, note=note or (lambda _: None))
+    if far is not None:
+        clock.done("far")
     surprise = {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")}
     clock.done("nats")
     if not is_lead():
@@ -142,6 +147,7 @@ def evaluate(
     if held.game == "sprites" and held.info and "next_entropy" in held.info.source:
         report["nats"]["entropy"] = held.info.source["next_entropy"]
     report |= figures(held, played, drawn["q"], seed=settings.seed)
+    report["drift"] = None if far is None else drift.drift(far, held)
     clock.done("figures")
     _write(out, report, held, played)
     clock.done("plots")
@@ -151,6 +157,15 @@ def evaluate(
     (out / "report.html").write_text(page(report, out), "utf-8")
     text_from_lead(text)
     return report
+
+
+def _far(
+    world: World, held: HeldOut, played: Played, dials: Dials, settings: Settings, *, note: Note
+) -> np.ndarray | None:
+    """Frames ``[n h H W c]`` of long rollouts: those that were made beside the truth, where it is as long."""
+    if settings.horizon <= held.horizon:
+        return played.answers["forward"].frames[0] if settings.horizon >= drift.FAR else None
+    return drift.play_far(world, held, dials, frames=settings.horizon, seed=settings.seed, note=note)
 
 
 def _check_alike(world: World, regression: World | None, held: HeldOut, settings: Settings) -> None:
@@ -225,8 +240,7 @@ def _state(held: HeldOut, played: Played, drawn: np.ndarray, seed: int) -> dict[
         ram = ram[:, : seen.shape[1]]
         return state | {"stages": pong.stages(state["forward"], seen, ram, drawn.shape[2])}
     if held.game == "sprites" and held.info is not None:
-        fields = {field.name for field in dataclasses.fields(SpriteConfig)}
-        config = SpriteConfig(**{k: v for k, v in held.info.source.items() if k in fields})
+        config = SpriteConfig.of(held.info.source)
         truth = held.truth["state"]
         reader = [read_sprites(clip, config) for clip in held.frames]
         state = {"reader": sprite_laws.check_reader(reader, truth)}
@@ -297,6 +311,13 @@ def summary(report: dict[str, Any]) -> str:
             lines.append(
                 f"nearest training {name}: RMS {one['made']:.2f}, of held-out truth {one['truth']:.2f}"
             )
+    if report["drift"]:
+        one = report["drift"]
+        lines.append(
+            f"{one['frames']} frames onward: {100 * one['alive']:.0f} % stay like real play, the median for "
+            f"{one['collapse']:.0f}"
+            + (f"; nothing impossible for {one['survival']:.0f}" if "survival" in one else "")
+        )
     for name in ("forward", "backward") if report["state"] else ():
         for h, one in report["state"][name].items():
             if h.isdigit():

@@ -180,7 +180,7 @@ def over_horizon(
     real = [read_sprites(clip, config) for clip in answer.truth]
     for name, some in (("made", flat), ("truth", real)):
         times = len(some) // len(there)
-        out[name] = _laws(
+        out[name] = laws(
             some, np.tile(before, (times, 1, 1)), None if moves is None else np.tile(moves, (times, 1)),
             config, step=answer.step,
         )  # fmt: skip
@@ -202,7 +202,7 @@ def _errors(reading: Reading, state: Int[np.ndarray, "t k 6"]) -> Float[np.ndarr
     return np.stack([(reading.shape[rows, colors] == state[..., 4]).astype(float), far])
 
 
-def _laws(
+def laws(
     readings: list[Reading],
     before: Int[np.ndarray, "n k 6"],
     actions: Int[np.ndarray, "n t"] | None,
