@@ -26,6 +26,9 @@ else
 endif
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml
 
+# Tests and benchmarks start many processes, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A process for each core, to a limit; the tests of a file share what they train.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 

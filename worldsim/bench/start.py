@@ -1,7 +1,7 @@
 """``worldsim bench start``: how long until there is something to see.
 
 Every figure is of processes of their own, from their start until they say that they are there, in seconds by
-the wall. Programs that were compiled once are read from JAX's compilation cache, as with
+the wall, with the bytecode that installers and first imports leave behind. Programs that were compiled once are read from JAX's compilation cache, as with
 ``JAX_COMPILATION_CACHE_DIR`` set; the cold figure is of the first process, which fills it.
 """
 
@@ -22,7 +22,7 @@ import jax
 from worldsim.bench.rows import Row, machine
 from worldsim.progress import Counter
 
-IMPORT = "import worldsim; worldsim.World"
+BARE, IMPORT = "import worldsim", "import worldsim; worldsim.World"
 FRAME = """
 import numpy as np
 import worldsim
@@ -62,24 +62,27 @@ def seconds(code: str, variables: Mapping[str, str]) -> float:
 def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
     """All rows, and what measured them."""
     tell = Counter("measuring")
-    costs: dict[str, list[float]] = {"import": [], "frame": []}
+    costs: dict[str, list[float]] = {"bare": [], "import": [], "frame": []}
     with tempfile.TemporaryDirectory(prefix="worldsim-compiled-") as folder:
         kept = {
             "JAX_COMPILATION_CACHE_DIR": folder,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        variables = {**os.environ, **kept}
-        seconds("import worldsim", variables)  # bytecode and files are where they will be
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        variables |= kept
+        seconds(FRAME, {**variables, "JAX_ENABLE_COMPILATION_CACHE": "0"})  # bytecode and files are there
         cold = seconds(FRAME, variables)
         for turn in range(sizes.rounds):
             tell("start", turn, sizes.rounds)
+            costs["bare"].append(seconds(BARE, variables))
             costs["import"].append(seconds(IMPORT, variables))
             costs["frame"].append(seconds(FRAME, variables))
     tell("start", sizes.rounds, sizes.rounds)
     found = {name: statistics.median(values) for name, values in costs.items()}
     rows = [
-        Row("import_s", found["import"], "s", note="Python included; bar: at most 1.5"),
+        Row("import_s", found["import"], "s", floor=found["bare"],
+            note="with worldsim.World, JAX and Python included; bar: at most 1.5; floor: import worldsim alone"),
         Row("first_frame_warm_s", found["frame"], "s", baseline=cold,
             note="world pong, 16 frames known, with detail; bar: at most 5; baseline: nothing compiled"),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -44,6 +45,13 @@ def split_module(name: str, config: WorldConfig, *, dtype: Any = None) -> tuple[
     Returns:
       A graph for ``nnx.merge`` and a tree of ``jax.ShapeDtypeStruct``.
     """
+    graph, shapes = _split(name, config, None if dtype is None else jax.numpy.dtype(dtype))
+    return graph, jax.tree.map(lambda leaf: leaf, shapes)
+
+
+@functools.lru_cache(maxsize=32)
+def _split(name: str, config: WorldConfig, dtype: Any) -> tuple[nnx.GraphDef, Any]:
+    """:func:`split_module`, once: a world asks for each of its parts several times, and tracing takes long."""
     module = nnx.eval_shape(lambda: MAKERS[name](config, rngs=nnx.Rngs(0), dtype=dtype))
     return nnx.split(module, nnx.Param)
 
