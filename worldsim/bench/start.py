@@ -1,8 +1,9 @@
 """``worldsim bench start``: how long until there is something to see.
 
 Every figure is of processes of their own, from their start until they say that they are there, in seconds by
-the wall, with the bytecode that installers and first imports leave behind. Programs that were compiled once are read from JAX's compilation cache, as with
-``JAX_COMPILATION_CACHE_DIR`` set; the cold figure is of the first process, which fills it.
+the wall, with the bytecode that installers and first imports leave behind. Programs that were compiled once
+are read from JAX's compilation cache, as with ``JAX_COMPILATION_CACHE_DIR`` set; the cold figure is of the
+first process, which fills it.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
     found = {name: statistics.median(values) for name, values in costs.items()}
     rows = [
         Row("import_s", found["import"], "s", floor=found["bare"],
-            note="with worldsim.World, JAX and Python included; bar: at most 1.5; floor: import worldsim alone"),
+            note="of worldsim.World, with JAX and Python; bar: at most 1.5; floor: import worldsim alone"),
         Row("first_frame_warm_s", found["frame"], "s", baseline=cold,
             note="world pong, 16 frames known, with detail; bar: at most 5; baseline: nothing compiled"),
     ]  # fmt: skip

@@ -51,7 +51,7 @@ def split_module(name: str, config: WorldConfig, *, dtype: Any = None) -> tuple[
 
 @functools.lru_cache(maxsize=32)
 def _split(name: str, config: WorldConfig, dtype: Any) -> tuple[nnx.GraphDef, Any]:
-    """:func:`split_module`, once: a world asks for each of its parts several times, and tracing takes long."""
+    """:func:`split_module`, once: a world asks for each part several times, and tracing takes long."""
     module = nnx.eval_shape(lambda: MAKERS[name](config, rngs=nnx.Rngs(0), dtype=dtype))
     return nnx.split(module, nnx.Param)
 
