@@ -19,7 +19,7 @@ ROWS = {
     **dict.fromkeys(("data", "checkpoint"), 4),
     "generate": 5,
     **dict.fromkeys(("train", "evaluate", "bench"), 6),
-    **dict.fromkeys(("", "cli", "demo", "envs", "worlds"), 7),  # "" is worldsim itself
+    **dict.fromkeys(("", "cli", "demo", "envs", "play", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {
     *("IPython", "PIL", "ale_py", "array_record", "av", "grain", "gymnasium", "imageio_ffmpeg"),
@@ -29,13 +29,15 @@ LAZY = {
         "mediapy",
         "rich",
         "safetensors",
+        "starlette",
         "tensorboardX",
         "tensorflow_datasets",
         "tyro",
+        "uvicorn",
         "vizdoom",
     ),
 }
-OWN = {("cli", "tyro"), ("envs", "gymnasium")}
+OWN = {("cli", "tyro"), ("envs", "gymnasium"), ("play", "starlette")}
 """What a folder is about, and so may import at once."""
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -138,7 +140,14 @@ def test_heavy_packages_are_imported_where_they_are_used():
 def test_every_imported_package_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = project["dependencies"] + extras["atari"] + extras["doom"] + extras["gym"] + ["psutil"]
+    lines = (
+        project["dependencies"]
+        + extras["atari"]
+        + extras["doom"]
+        + extras["gym"]
+        + extras["play"]
+        + ["psutil"]
+    )
     declared = {re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in lines}
     homes = metadata.packages_distributions()
     undeclared = set()

@@ -29,7 +29,6 @@ from worldsim.train.optim import make_optimizer
 from worldsim.train.stages import STAGES, dynamics_stage, refine_stage, tokenizer_stage
 from worldsim.train.state import Stage
 from worldsim.train.step import init_state, make_step, state_shardings
-from worldsim.worlds import clips
 
 WORLD = "pong"
 
@@ -59,9 +58,8 @@ def workload(batch: int | None = None) -> list[Stage]:
     if batch is not None:
         short = lambda stage: dataclasses.replace(stage, batch=batch)
         config = dataclasses.replace(config, **{name: short(getattr(config, name)) for name in STAGES})
-    held = clips(WORLD)
-    frames = np.stack([clip.frames for clip in held])
-    actions = np.stack([clip.actions for clip in held if clip.actions is not None])
+    with np.load(bundled_worlds()[WORLD] / "clips.npz", allow_pickle=False) as held:
+        frames, actions = held["frames"], held["actions"]
     encode = make_encoder(world, params["tokenizer"])
     shown = ArraySource({"frames": frames}, keys=("frames",))
     scale = world.tokenizer.frames_per_chunk

@@ -10,13 +10,15 @@ import tyro
 from worldsim.cli.bench import bench
 from worldsim.cli.data import data, import_folder, info, make_ale, make_doom, make_recall, make_sprites
 from worldsim.cli.options import note
+from worldsim.cli.play import play
 from worldsim.cli.rollout import rollout
 from worldsim.cli.train import train_verb
 from worldsim.cli.verbs import animate, demo, evaluate, extend, infill, loop, reconstruct
 
 VERBS = {
     "data": data, "train": train_verb(), "extend": extend, "rollout": rollout, "infill": infill, "loop": loop,
-    "animate": animate, "reconstruct": reconstruct, "demo": demo, "evaluate": evaluate, "bench": bench,
+    "animate": animate, "reconstruct": reconstruct, "play": play, "demo": demo, "evaluate": evaluate,
+    "bench": bench,
 }  # fmt: skip
 MAKERS = {"ale": make_ale, "doom": make_doom, "sprites": make_sprites, "recall": make_recall}
 DATA = {"import": import_folder, "info": info}

@@ -1,0 +1,195 @@
+"""The page of ``worldsim play`` in a real browser, with the bundled world of Pong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from worldsim.data.video import read_video
+from worldsim.evaluate.pong import paddle
+
+browsers = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt-get install chromium"),
+]
+SECOND = 1000
+
+
+def start(port=0):
+    """A server as the command starts it, once its page is there; and the page's address."""
+    command = [sys.executable, "-m", "worldsim.cli", "play", "pong", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    address = process.stdout.readline().strip()
+    assert address.startswith("http://127.0.0.1:"), process.poll()
+    return process, address
+
+
+@pytest.fixture(scope="module")
+def server():
+    process, address = start()
+    yield address
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browsers.sync_playwright() as play:
+        one = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    with browser.new_context() as context:
+        one = context.new_page()
+        problems = []
+        one.on("pageerror", lambda error: problems.append(str(error)))
+        one.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        one.goto(server)
+        playing(one)
+        yield one
+        assert not problems
+
+
+def playing(page):
+    """Wait until the world runs and generated frames are seen."""
+    page.wait_for_selector("#screen.made", timeout=60 * SECOND)
+
+
+def screen(page):
+    """The canvas ``[h w 3]``."""
+    flat = page.evaluate(
+        "() => { const c = document.getElementById('screen');"
+        "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"
+    )
+    return np.array(flat, np.uint8).reshape(64, 64, 4)[..., :3]
+
+
+def present(page):
+    """The number of the frame that is shown."""
+    return int(page.inner_text("#position").split()[0])
+
+
+def row(page):
+    """Of the own paddle."""
+    return float(paddle(screen(page)[None], "own")[0])
+
+
+def settle(page, key, seconds=2.5):
+    page.keyboard.down(key)
+    page.wait_for_timeout(seconds * SECOND)
+    page.keyboard.up(key)
+
+
+def test_keys_move_the_paddle(page):
+    settle(page, "ArrowUp")
+    high = row(page)
+    settle(page, "KeyS", 1.2)
+    low = row(page)
+    assert low > high + 5, "down is further down the screen than up"
+    settle(page, "KeyW", 2.5)
+    assert row(page) < low - 5
+    box = page.locator("#actions button", has_text="left").first.bounding_box()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.wait_for_timeout(1.2 * SECOND)
+    page.mouse.up()
+    assert row(page) > high + 3, "actions can be clicked"
+
+
+def test_time_runs_back_and_branches_are_returned_to(page):
+    page.wait_for_timeout(SECOND)
+    page.click("#branch")
+    page.wait_for_selector("#branches button")
+    page.locator("#screen").focus()
+    page.keyboard.down("Backspace")
+    page.wait_for_function(
+        "() => parseInt(document.getElementById('position').textContent) < -2", timeout=90_000
+    )
+    page.keyboard.up("Backspace")
+    page.wait_for_function("() => document.getElementById('badge').textContent === 'paused'")
+    then, first = present(page), screen(page)
+    assert then < 0 and page.locator("#strip canvas.known").count() > 0
+    page.wait_for_timeout(0.5 * SECOND)
+    assert present(page) == then, "it stands still while it is paused"
+    page.click("#step")
+    page.wait_for_function(f"() => parseInt(document.getElementById('position').textContent) === {then + 1}")
+    assert not np.array_equal(screen(page), first)
+    page.wait_for_function("() => document.querySelectorAll('#branches button').length === 2")
+    page.locator("#branches button").first.click()
+    page.wait_for_function("() => parseInt(document.getElementById('position').textContent) > 15")
+
+
+def test_a_loop_is_closed_and_the_timeline_saved(page, tmp_path):
+    page.wait_for_timeout(SECOND)
+    page.click("#loop")
+    page.wait_for_function("() => document.getElementById('badge').textContent === 'loop'", timeout=120_000)
+    seen = set()
+    for _ in range(40):
+        seen.add(screen(page).tobytes())
+        page.wait_for_timeout(60)
+    assert 8 < len(seen) <= 32, "a loop of 32 frames plays, over and over"
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(tmp_path / "play.mp4")
+    clip = read_video(tmp_path / "play.mp4")
+    assert len(clip) >= 17 and clip.frames.shape[1] % 64 == 0
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function("() => document.getElementById('badge').textContent === 'playing'")
+
+
+def test_two_tabs_and_a_reload_have_worlds_of_their_own(browser, page, server):
+    with browser.new_context() as context:
+        other = context.new_page()
+        other.goto(server)
+        playing(other)
+        other.click("#pause")
+        other.wait_for_function("() => document.getElementById('badge').textContent === 'paused'")
+        other.wait_for_timeout(0.5 * SECOND)
+        still, before = present(other), present(page)
+        page.wait_for_timeout(1.5 * SECOND)
+        assert present(other) == still and present(page) > before
+        other.reload()
+        playing(other)
+        assert present(other) < present(page)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_page_comes_back_when_its_server_does(browser):
+    process, address = start()
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(address)
+        playing(page)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+        page.wait_for_selector("body.off", timeout=20 * SECOND)
+        assert "trying again" in page.inner_text("#message")
+        process, _ = start(int(address.rsplit(":", 1)[1]))
+        page.wait_for_selector("body:not(.off)", timeout=60 * SECOND)
+        page.wait_for_function(
+            "() => document.getElementById('badge').textContent === 'playing'", timeout=60 * SECOND
+        )
+        before = present(page)
+        page.wait_for_timeout(2 * SECOND)
+        assert present(page) > before
+    process.terminate()
+    assert process.wait(20) is not None
+
+
+def test_it_listens_to_this_machine_alone(server):
+    port = int(server.rsplit(":", 1)[1])
+    socket.create_connection(("127.0.0.1", port), 2).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), 2)

@@ -1,0 +1,270 @@
+// The page of `worldsim play`: keys go out as actions, frames come in as bytes (worldsim/play/messages.py).
+
+const HEAD = 14, FRAME = 0, PASSED = 1, LOOPED = 2, BRANCH = 3, SHOWN = 40;
+const KEYS = {
+  ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down",
+  KeyA: "left", KeyD: "right", KeyW: "up", KeyS: "down", Enter: "fire", ShiftLeft: "fire",
+};
+const MARKS = { left: "←", right: "→", up: "↑", down: "↓", fire: "⏎" };
+const at = (id) => document.getElementById(id);
+const screen = at("screen"), strip = at("strip");
+
+let socket = null, hello = null, retry = 500, quiet = null;
+let mode = "pause", held = new Set(), action = null, heard = 0, sentAt = new Map();
+let loop = [], looping = null, begun = null, clicked = null;
+let arrivals = [];
+const delays = [], measured = { frames: 0, delays };
+globalThis.measured = measured; // for scripts/play_latency.py
+const branches = new Map();
+
+function say(told) {
+  if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(told));
+}
+
+function tell(text, seconds = 4) {
+  at("message").textContent = text;
+  at("message").classList.add("there");
+  clearTimeout(quiet);
+  quiet = setTimeout(() => at("message").classList.remove("there"), 1000 * seconds);
+}
+
+function connect() {
+  socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
+  socket.binaryType = "arraybuffer";
+  socket.onopen = () => { retry = 500; document.body.classList.remove("off"); };
+  socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : see(data));
+  socket.onclose = ({ reason }) => {
+    document.body.classList.add("off");
+    setMode("pause");
+    at("badge").textContent = "no connection";
+    tell(reason || "The server is gone; trying again.", 60);
+    setTimeout(connect, retry);
+    retry = Math.min(8000, 2 * retry);
+  };
+}
+
+function hear(told) {
+  if (told.type === "hello") {
+    hello = told;
+    greet();
+    begin(begun ?? 0);
+    setMode("play");
+  } else if (told.type === "mode") showMode(told.mode);
+  else if (told.type === "error") tell(told.text);
+  else if (told.type === "anew") strip.replaceChildren();
+  else if (told.type === "span") {
+    at("position").textContent = `${told.present} of ${told.first} … ${told.last}`;
+    for (const number of branches.keys()) if (!told.branches.includes(number)) branches.get(number).remove(), branches.delete(number);
+  } else if (told.type === "loop") {
+    tell(told.holds ? "A loop. Any key goes on." : "A loop, but the world says that it does not close well here. Any key goes on.", 6);
+    playLoop();
+  }
+}
+
+function picture(bytes) {
+  const head = new DataView(bytes, 0, HEAD), width = head.getUint16(2, true), height = head.getUint16(4, true);
+  const rgb = new Uint8Array(bytes, HEAD), image = new ImageData(width, height), rgba = image.data;
+  for (let i = 0, j = 0; i < rgb.length; i += 3, j += 4) {
+    rgba[j] = rgb[i]; rgba[j + 1] = rgb[i + 1]; rgba[j + 2] = rgb[i + 2]; rgba[j + 3] = 255;
+  }
+  return { kind: head.getUint8(0), known: head.getUint8(1) === 1, heard: head.getUint32(6, true), position: head.getInt32(10, true), image };
+}
+
+function paint(canvas, image) {
+  if (canvas.width !== image.width || canvas.height !== image.height) { canvas.width = image.width; canvas.height = image.height; }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
+
+function see(bytes) {
+  const shown = picture(bytes);
+  if (shown.kind === LOOPED) { loop[shown.position] = shown.image; return; }
+  if (shown.kind === BRANCH) { addBranch(shown); return; }
+  addToStrip(shown);
+  if (shown.kind === PASSED) return;
+  stopLoop();
+  paint(screen, shown.image);
+  screen.className = shown.known ? "known" : "made";
+  const now = performance.now();
+  arrivals.push(now);
+  arrivals = arrivals.filter((then) => now - then < 2000);
+  measured.frames += 1;
+  for (const [number, then] of sentAt) if (number <= shown.heard) {
+    sentAt.delete(number);
+    if (number === shown.heard) requestAnimationFrame(() => { delays.push(performance.now() - then); });
+  }
+}
+
+function addToStrip({ image, known, position }) {
+  const there = [...strip.children].find((one) => one.dataset.position === String(position));
+  for (const one of strip.children) one.classList.remove("present");
+  const canvas = there ?? document.createElement("canvas");
+  paint(canvas, image);
+  canvas.className = known ? "known present" : "present";
+  canvas.dataset.position = position;
+  if (there) { while (strip.lastChild !== there && mode !== "back") strip.lastChild.remove(); return; }
+  const first = strip.firstChild;
+  if (first && position < Number(first.dataset.position)) strip.prepend(canvas); else strip.append(canvas);
+  while (strip.children.length > SHOWN) (mode === "back" ? strip.lastChild : strip.firstChild).remove();
+}
+
+function addBranch({ image, position }) {
+  if (!branches.size) at("branches").replaceChildren();
+  const button = document.createElement("button");
+  button.title = `branch ${position}`;
+  button.dataset.branch = position;
+  button.append(paint(document.createElement("canvas"), image));
+  button.onclick = () => { setMode("pause"); say({ type: "go", number: position }); screen.focus(); };
+  at("branches").append(button);
+  branches.set(position, button);
+}
+
+function setMode(next) { say({ type: "mode", mode: next }); if (next !== "loop") stopLoop(); }
+
+function showMode(next) {
+  mode = next;
+  at("pause").textContent = mode === "play" || mode === "back" ? "pause" : "play";
+  at("pause").classList.toggle("on", mode === "play");
+  at("back").classList.toggle("on", mode === "back");
+  at("loop").classList.toggle("on", mode === "loop");
+  at("badge").textContent = { play: "playing", back: "back in time", pause: "paused", loop: "closing a loop …" }[mode];
+}
+
+function playLoop() {
+  let i = 0;
+  stopLoop();
+  at("badge").textContent = "loop";
+  looping = setInterval(() => { if (loop[i]) paint(screen, loop[i]); i = (i + 1) % loop.length; }, 1000 / (hello.fps || 15));
+}
+
+function stopLoop() {
+  if (looping === null) return;
+  clearInterval(looping);
+  looping = null; loop = [];
+  at("loop").classList.remove("on");
+}
+
+function choose() {
+  if (!hello) return;
+  let next = hello.idle;
+  if (clicked !== null) next = clicked;
+  else if (hello.kind === "discrete") {
+    const keys = [...held].map((key) => hello.aliases[key] ?? key);
+    let best = 0;
+    hello.held.forEach((need, i) => {
+      if (need.length > best && need.every((key) => keys.includes(key))) { best = need.length; next = i; }
+    });
+  } else if (hello.kind === "continuous") next = [...at("actions").querySelectorAll("input")].map((one) => Number(one.value));
+  if (JSON.stringify(next) === JSON.stringify(action)) return;
+  action = next;
+  heard += 1;
+  sentAt.set(heard, performance.now());
+  say({ type: "act", action, heard });
+  at("actions").querySelectorAll("button").forEach((one, i) => one.classList.toggle("on", i === action));
+}
+
+function begin(clip) {
+  begun = clip; action = null; sentAt.clear();
+  branches.forEach((one) => one.remove()); branches.clear();
+  say({ type: "start", clip, dials: dials() });
+  choose();
+}
+
+function dials() {
+  const found = {};
+  document.querySelectorAll("[data-dial]").forEach((one) => {
+    if (one.dataset.dial !== "refine_steps" || hello.refines) found[one.dataset.dial] = Number(one.value);
+  });
+  return found;
+}
+
+function greet() {
+  document.title = `${hello.world} · worldsim play`;
+  at("world").textContent = hello.world;
+  screen.style.setProperty("--ratio", hello.width / hello.height);
+  at("save").href = `/save/${hello.session}`;
+  document.querySelector("[data-refine]").hidden = !hello.refines;
+  at("pace").value ||= 15;
+  const clip = at("clip");
+  if (!clip.children.length) {
+    for (let i = 0; i < hello.clips; i += 1) clip.add(new Option(`clip ${i + 1}`, i));
+    const first = { steps: hello.dials.steps, temperature: hello.dials.temperature, refine_steps: hello.dials.refine_steps ?? 4, seed: hello.dials.seed };
+    document.querySelectorAll("[data-dial]").forEach((one) => { one.value = first[one.dataset.dial]; });
+    at("pace").value = Math.round(hello.fps || 15);
+  }
+  document.querySelectorAll("#dials label").forEach(showDial);
+  say({ type: "pace", fps: Number(at("pace").value) });
+  const list = at("actions");
+  list.replaceChildren();
+  const back = Object.fromEntries(Object.entries(hello.aliases).map(([key, to]) => [to, key]));
+  hello.names.forEach((name, i) => {
+    const button = document.createElement("button"), mark = document.createElement("kbd");
+    button.textContent = name.replaceAll("_", " ");
+    mark.textContent = hello.held[i].map((key) => MARKS[key] + (back[key] ? MARKS[back[key]] : "")).join(" ");
+    button.append(mark);
+    button.onpointerdown = () => { clicked = i; choose(); };
+    list.append(button);
+  });
+  if (hello.kind === "continuous") for (let i = 0; i < hello.size; i += 1) {
+    const input = Object.assign(document.createElement("input"), { type: "range", min: -1, max: 1, step: 0.05, value: 0 });
+    input.oninput = choose;
+    list.append(input);
+  }
+  if (hello.kind === "none") list.textContent = "This world takes no actions; it runs free.";
+}
+
+function showDial(label) {
+  const output = label.querySelector("output");
+  if (output) output.textContent = label.querySelector("input").value;
+}
+
+addEventListener("pointerup", () => { if (clicked !== null) { clicked = null; choose(); } });
+addEventListener("blur", () => { held.clear(); choose(); });
+addEventListener("keydown", (event) => {
+  if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const on = event.target.matches("button, a") && (event.code === "Space" || event.code === "Enter");
+  if (on) return;
+  if (looping !== null) { stopLoop(); setMode("play"); }
+  if (KEYS[event.code]) {
+    event.preventDefault();
+    held.add(KEYS[event.code]);
+    choose();
+  } else if (!event.repeat && event.code === "Space") { event.preventDefault(); at("pause").click(); }
+  else if (event.code === "Period") at("step").click();
+  else if (!event.repeat && event.code === "Backspace") { event.preventDefault(); setMode("back"); }
+  else if (!event.repeat && event.code === "KeyB") at("branch").click();
+  else if (!event.repeat && event.code === "KeyL") at("loop").click();
+});
+addEventListener("keyup", (event) => {
+  if (event.code === "Backspace" && mode === "back") setMode("pause");
+  if (KEYS[event.code] && held.delete(KEYS[event.code])) choose();
+});
+
+at("pause").onclick = () => setMode(mode === "play" || mode === "back" ? "pause" : "play");
+at("back").onclick = () => setMode(mode === "back" ? "pause" : "back");
+at("step").onclick = () => { setMode("pause"); say({ type: "step" }); };
+at("branch").onclick = () => say({ type: "branch" });
+at("loop").onclick = () => { loop = []; say({ type: "loop", frames: 32 }); };
+at("clip").onchange = (event) => { begin(Number(event.target.value)); setMode("play"); screen.focus(); };
+at("pace").oninput = (event) => { say({ type: "pace", fps: Number(event.target.value) }); showDial(event.target.closest("label")); };
+document.querySelectorAll("[data-dial]").forEach((one) => {
+  one.onchange = () => { say({ type: "dials", dials: dials() }); };
+  one.oninput = () => showDial(one.closest("label"));
+});
+at("file").onchange = async ({ target }) => {
+  const file = target.files[0];
+  if (!file) return;
+  const answer = await fetch(`/clip?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+  const text = await answer.text();
+  if (answer.ok) { begin(text); setMode("play"); } else tell(text);
+  target.value = "";
+};
+
+setInterval(() => {
+  const now = performance.now(), recent = arrivals.filter((then) => now - then < 2000);
+  at("fps").textContent = recent.length > 1 ? (1000 * (recent.length - 1) / (recent.at(-1) - recent[0])).toFixed(1) : "–";
+  const ranked = delays.slice(-31).sort((a, b) => a - b);
+  at("latency").textContent = ranked.length ? Math.round(ranked[Math.floor(ranked.length / 2)]) : "–";
+}, 500);
+
+connect();

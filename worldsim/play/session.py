@@ -1,0 +1,274 @@
+"""One person's stay in a world: a timeline of frames, a place on it, and steps in both directions.
+
+    positions   -4 -3 -2 -1 | 0 .. 15 | 16 17 18 19 20
+                 made, before  given    made, after    ^ the present
+
+Going back walks over what is there, and from the first frame on the world makes what came before. Going on
+from a place in the past drops what came after it; the way it had gone stays as a branch to return to.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from worldsim.generate.extend import World
+from worldsim.generate.requests import Generated, null_actions
+from worldsim.generate.simulate import Simulator, SimulatorState
+from worldsim.types import Clip
+
+MOST, STATES, BRANCHES = 1200, 24, 12
+"""Frames, states and branches that are kept; the oldest go first."""
+
+BEFORE, RENEW = 4, 64
+"""Frames that are made at a time going back, and after how many they are begun anew from frames."""
+
+LOOP = 32
+"""Frames of a loop."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dials:
+    """How a session draws; see :class:`worldsim.generate.options.Options`."""
+
+    steps: int = 8
+    temperature: float = 1.0
+    refine_steps: int | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """A frame of the timeline.
+
+    Attributes:
+      position: counted from the first frame given.
+      frame: uint8 ``[h w c]``.
+      action: that led to it, or None.
+      known: whether it was given.
+    """
+
+    position: int
+    frame: np.ndarray
+    action: Any
+    known: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """A place to return to, with the timeline that led there."""
+
+    number: int
+    moments: tuple[Moment, ...]
+    state: SimulatorState | None
+
+    @property
+    def last(self) -> Moment:
+        """What it shows."""
+        return self.moments[-1]
+
+
+class Session:
+    """All of one person's state; methods are called by one thread at a time.
+
+    Attributes:
+      dials: how it draws.
+      branches: by number.
+      present: the moment that is shown.
+    """
+
+    def __init__(self, world: World, clip: Clip, dials: Dials = Dials()) -> None:
+        """Stand at the end of a clip.
+
+        Raises:
+          ValueError: a clip or dials that the world can't take.
+        """
+        self.world = world
+        self._f = world.config.tokenizer.frames_per_chunk
+        self.branches: dict[int, Branch] = {}
+        self._number = 0
+        self._set_dials(dials)
+        self.start(clip)
+
+    def start(self, clip: Clip, dials: Dials | None = None) -> Moment:
+        """Begin anew; branches stay."""
+        if dials is not None:
+            self._set_dials(dials)
+        context = self.world.config.dynamics.context * self._f
+        clip = clip[max(0, len(clip) - context) :]
+        state = self._simulator.reset(clip, self._key)
+        actions: Sequence[Any] = [None] * len(clip) if clip.actions is None else list(clip.actions)
+        moments = [Moment(i, clip.frames[i], actions[i], known=True) for i in range(len(clip))]
+        self._moments = collections.deque(moments)
+        self._at = len(moments) - 1
+        self._states = {self.present.position: state}
+        self._before: Generated | None = None
+        return self.present
+
+    def _set_dials(self, dials: Dials) -> None:
+        self.dials = dials
+        how = {"temperature": dials.temperature, "refine_steps": dials.refine_steps}
+        self._simulator = Simulator(self.world, steps=dials.steps, **how)
+        self._key = jax.random.key(dials.seed)
+
+    def turn(self, dials: Dials) -> None:
+        """Draw in another way from here on.
+
+        Raises:
+          ValueError: dials that the world can't take; the old ones stay.
+        """
+        before = self.dials
+        try:
+            self._set_dials(dials)
+        except ValueError:
+            self._set_dials(before)
+            raise
+
+    @property
+    def present(self) -> Moment:
+        """The moment that is shown."""
+        return self._moments[self._at]
+
+    @property
+    def moments(self) -> list[Moment]:
+        """The timeline up to the present."""
+        return list(self._moments)[: self._at + 1]
+
+    @property
+    def span(self) -> tuple[int, int, int]:
+        """First position, present, and last one."""
+        return self._moments[0].position, self.present.position, self._moments[-1].position
+
+    def step(self, action: Any = None) -> list[Moment]:
+        """Go on under an action (None runs free): the new moments, a chunk of them."""
+        if self._at + 1 < len(self._moments):
+            self._leave()
+        state = self._state()
+        told = None if action is None else self._told(action)
+        state, frames = self._simulator.step(state, told)
+        first = self.present.position + 1
+        new = [Moment(first + i, frame, action, known=False) for i, frame in enumerate(np.asarray(frames)[0])]
+        self._moments.extend(new)
+        while len(self._moments) > MOST:
+            self._moments.popleft()
+            self._before = None
+        self._at = len(self._moments) - 1
+        self._keep(new[-1].position, state)
+        return new
+
+    def back(self) -> list[Moment]:
+        """Go back by a frame (by what is made at a time where there is none): the moments passed, latest
+        first; the last of them is the present."""
+        if self._at == 0:
+            self._make_before()
+        self._at -= 1
+        return [self.present]
+
+    def branch(self) -> Branch:
+        """Remember this place."""
+        self._number += 1
+        branch = Branch(self._number, tuple(self.moments), self._states.get(self.present.position))
+        self.branches[branch.number] = branch
+        while len(self.branches) > BRANCHES:
+            del self.branches[min(self.branches)]
+        return branch
+
+    def go(self, number: int) -> Moment:
+        """Return to a branch.
+
+        Raises:
+          ValueError: there is none of this number.
+        """
+        if number not in self.branches:
+            raise ValueError(f"no branch {number}; there are {sorted(self.branches)}")
+        branch = self.branches[number]
+        self._moments = collections.deque(branch.moments)
+        self._at = len(self._moments) - 1
+        self._states = {} if branch.state is None else {self.present.position: branch.state}
+        self._before = None
+        return self.present
+
+    def loop(self, frames: int = LOOP) -> tuple[Clip, bool]:
+        """The last seconds as a loop without a seam, and whether it holds."""
+        frames = max(2, frames // self._f) * self._f
+        how: dict[str, Any] = {"steps": self.dials.steps, "temperature": self.dials.temperature}
+        made = self.world.loop(
+            self._recent(), frames, candidates=2, sweeps=0, refine_steps=self.dials.refine_steps,
+            key=self._at_key(), **how,
+        )  # fmt: skip
+        return made.clip, made.closing is None or not made.closing.why()
+
+    def clip(self) -> Clip:
+        """The timeline up to the present."""
+        moments = self.moments
+        return Clip(
+            np.stack([one.frame for one in moments]), self._actions(moments), fps=self.world.config.fps
+        )
+
+    def _told(self, action: Any) -> np.ndarray:
+        """The action of a whole chunk, as the simulator reads it."""
+        null = null_actions(self._f, self.world.config)
+        if null is None:
+            raise ValueError("this world takes no actions")
+        row = np.asarray(action, null.dtype)
+        if row.shape != null.shape[1:]:
+            raise ValueError(f"an action has the shape {list(row.shape)}; give {list(null.shape[1:])}")
+        return row[None] if self._f == 1 else np.broadcast_to(row, (1, *null.shape)).copy()
+
+    def _actions(self, moments: Sequence[Moment]) -> np.ndarray | None:
+        rows = null_actions(len(moments), self.world.config)
+        for i, one in enumerate(moments):
+            if rows is not None and one.action is not None:
+                rows[i] = one.action
+        return rows
+
+    def _recent(self) -> Clip:
+        """What the world can see at once of the timeline up to the present."""
+        moments = self.moments[-self.world.config.dynamics.context * self._f :]
+        return Clip(np.stack([one.frame for one in moments]), self._actions(moments))
+
+    def _at_key(self) -> jax.Array:
+        """A key of this place, so that the same way back and forth need not draw the same."""
+        return jax.random.fold_in(self._key, self.present.position & 0x7FFFFFFF)
+
+    def _state(self) -> SimulatorState:
+        """Where the simulator stands at the present: as it stood, or read anew from the frames."""
+        state = self._states.get(self.present.position)
+        return self._simulator.reset(self._recent(), self._at_key()) if state is None else state
+
+    def _keep(self, position: int, state: SimulatorState) -> None:
+        self._states[position] = state
+        for old in sorted(self._states)[: max(0, len(self._states) - STATES)]:
+            del self._states[old]
+
+    def _leave(self) -> None:
+        """Drop what comes after the present, and remember where it had led."""
+        at = self._at
+        self._at = len(self._moments) - 1
+        self.branch()
+        self._at = at
+        while len(self._moments) > at + 1:
+            gone = self._moments.pop()
+            self._states.pop(gone.position, None)
+
+    def _make_before(self) -> None:
+        """Put frames that the world makes before the first one."""
+        count = -(-BEFORE // self._f) * self._f
+        how: dict[str, Any] = {"steps": self.dials.steps, "temperature": self.dials.temperature}
+        how |= {"refine_steps": self.dials.refine_steps, "key": self._at_key()}
+        start: Clip | Generated | None = self._before
+        if start is None or len(start.clip) >= RENEW:
+            whole = list(self._moments)[: self.world.config.dynamics.context * self._f]
+            start = Clip(np.stack([one.frame for one in whole]), self._actions(whole))
+        self._before = self.world.extend(start, count, direction="backward", **how)
+        first = self._moments[0].position
+        for i, frame in enumerate(self._before.clip.frames[:count][::-1], 1):
+            self._moments.appendleft(Moment(first - i, frame, None, known=False))
+        self._at += count
+        while len(self._moments) > MOST:
+            self._states.pop(self._moments.pop().position, None)
