@@ -273,10 +273,10 @@ def test_too_many_messages_and_pages_are_refused(world):
         with client.connect(f"ws://{address}/play") as second, pytest.raises(Exception, match="too many"):
             second.recv(30)
         with pytest.raises(Exception, match="too many messages"):
-            for _ in range(500):
+            for _ in range(200):
                 say(socket, type="act", action=0, heard=1)
-                with contextlib.suppress(TimeoutError):
-                    socket.recv(0)
+            while True:
+                socket.recv(30)
 
 
 def test_a_silent_page_is_let_go(world):

@@ -58,11 +58,51 @@ def draw(
     model = nnx.merge(graphs[0], params[0])
     latents = model.quantizer.lookup(codes)
     if graphs[1] is not None:
-        head = nnx.merge(graphs[1], params[1])
-        shape = (1, *latents.shape[2:])
-        noise = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, REFINE), shape))(keys)
+        head, noise = nnx.merge(graphs[1], params[1]), _noise(keys, latents.shape[2:])
         latents = head.draw(latents, noise, steps, sides=sides[None], guidance=guidance)
     return to_uint8(model.decode(latents, sides=sides[None]))
+
+
+def _noise(keys: Array, shape: tuple[int, ...]) -> Float[Array, "b 1 h w z"]:
+    """The noise of clips: the same for all chunks of one."""
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, REFINE), (1, *shape))
+    return jax.vmap(draw)(keys)
+
+
+@partial(jax.jit, static_argnames="graphs")
+def draw_next(
+    graphs: tuple[nnx.GraphDef, nnx.GraphDef | None],
+    params: tuple[Any, Any],
+    codes: Int[Array, "b 2 h w"],
+    latents: Float[Array, "b 1 h w z"] | None,
+    before: Bool[Array, ""],
+    keys: Array,
+    steps: Int[Array, ""],
+) -> tuple[UInt8[Array, "b t H W c"] | None, Float[Array, "b 1 h w z"]]:
+    """The second of two chunks as :func:`render` draws it with the window ``streaming``, and it alone.
+
+    Args:
+      graphs, params: as of :func:`draw`.
+      codes: of the chunk before and of this one.
+      latents: of the chunk before as it was drawn; None asks for this chunk's latents and no frames.
+      before: whether there is a chunk before.
+      keys: ``[b]``, of the detail.
+      steps: of the refinement.
+
+    Returns:
+      Its frames, or None, and its latents, for the next chunk.
+    """
+    model = nnx.merge(graphs[0], params[0])
+    both = model.quantizer.lookup(codes)
+    new = both[:, 1:]
+    if graphs[1] is not None:
+        head = nnx.merge(graphs[1], params[1])
+        new = head.draw_next(both, _noise(keys, both.shape[2:]), steps, before=before)
+    if latents is None:
+        return None, new
+    sides = jnp.zeros((1, 2, 2), bool).at[0, 1, 0].set(before)
+    frames = to_uint8(model.decode(jnp.concatenate([latents, new], axis=1), sides=sides))
+    return frames[:, frames.shape[1] // 2 :], new
 
 
 @partial(jax.jit, static_argnames="graph")

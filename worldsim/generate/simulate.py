@@ -28,7 +28,7 @@ from worldsim.generate.check import action_problems
 from worldsim.generate.extend import World
 from worldsim.generate.options import is_key
 from worldsim.generate.prefill import Rows
-from worldsim.generate.render import HALO, draw, tokenize
+from worldsim.generate.render import draw_next, tokenize
 from worldsim.generate.rollout import Dials
 from worldsim.models.cache import KVCache, write
 from worldsim.plan import Plan
@@ -49,8 +49,8 @@ class SimulatorState:
       time: of the next chunk's first frame, in frames from the first one seen.
       order: of the next chunk.
       turn: slots that have been given out; the next chunk takes the one that was written longest ago.
-      codes: ``[b q h w]`` of the latest chunks, which the next one is drawn beside.
-      shown: how many of them there are.
+      codes: of the latest chunk.
+      latents: of the latest chunk as it was drawn; the next one is drawn beside it.
     """
 
     cache: KVCache
@@ -58,8 +58,8 @@ class SimulatorState:
     time: Float[Array, ""]
     order: Int[Array, ""]
     turn: Int[Array, ""]
-    codes: Int[Array, "b q h w"]
-    shown: Int[Array, ""]
+    codes: Int[Array, "b 1 h w"]
+    latents: Float[Array, "b 1 h w z"]
 
 
 @partial(jax.jit, static_argnames=("graphs", "frames", "show"))
@@ -70,7 +70,7 @@ def _step(
     """The next state, and what ``show`` says of the new chunk of so many frames."""
     slot = state.turn % state.cache.times.shape[1]
     row = Rows(
-        codes=state.codes[:, -1:],
+        codes=state.codes,
         times=state.time[None],
         orders=state.order[None],
         slots=slot[None],
@@ -80,22 +80,21 @@ def _step(
     )
     model = nnx.merge(graphs[0], params[0])
     new, entry = rollout.generate(model, state.cache, row, state.keys, dials)
-    codes = jnp.concatenate([state.codes, new], axis=1)
+    shown, latents = new[:, 0], state.latents
+    if show == "frames":
+        codes, keys = jnp.concatenate([state.codes, new], axis=1), detail_keys(state.keys, dials)
+        there = jnp.asarray(True)
+        shown, latents = draw_next(graphs[1:], params[1:], codes, latents, there, keys, dials.refine)
     after = SimulatorState(
         cache=write(state.cache, entry, slot[None]),
         keys=state.keys,
         time=state.time + frames,
         order=state.order + 1,
         turn=state.turn + 1,
-        codes=codes[:, 1:],
-        shown=jnp.minimum(state.shown + 1, HALO),
+        codes=new,
+        latents=latents,
     )
-    if show == "codes":
-        return after, new[:, 0]
-    before = jnp.arange(HALO + 1) > HALO - state.shown
-    sides = jnp.stack([before, jnp.zeros(HALO + 1, bool)], axis=-1)
-    drawn = draw(graphs[1:], params[1:], codes, sides, detail_keys(state.keys, dials), dials.refine, 1.0)
-    return after, drawn[:, -frames:]
+    return after, shown
 
 
 class Simulator:
@@ -170,16 +169,19 @@ class Simulator:
             dials=self.dials,
             actions=np.stack(rows) if rows else None,
         )
-        latest = codes[:, -HALO:]
-        short = HALO - latest.shape[1]
+        latest = codes[:, np.maximum([known - 2, known - 1], 0)]
+        _, latents = draw_next(
+            self._graphs[1:], self._params[1:], latest, None, jnp.asarray(known > 1),
+            detail_keys(state.keys, self.dials), self.dials.refine,
+        )  # fmt: skip
         return SimulatorState(
             cache=state.cache,
             keys=state.keys,
             time=jnp.float32(plan.times[known]),
             order=jnp.int32(state.next_order),
             turn=jnp.int32(state.ring),
-            codes=jnp.pad(jnp.asarray(latest), ((0, 0), (short, 0), (0, 0), (0, 0))),
-            shown=jnp.int32(HALO - short),
+            codes=jnp.asarray(latest[:, 1:]),
+            latents=latents,
         )
 
     def step(

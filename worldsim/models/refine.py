@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -161,11 +162,40 @@ class RefineHead(nnx.Module):
             the cost.
           sampler: see :mod:`worldsim.ops.diffusion`.
         """
-        b, config = q.shape[0], self.config
-        noise = jnp.broadcast_to(noise, q.shape)
         conditions = [self.condition(q, sides=sides)]
         if guidance != 1.0:
-            conditions.append(self.condition(q, sides=sides, null=jnp.ones(b, bool)))
+            conditions.append(self.condition(q, sides=sides, null=jnp.ones(len(q), bool)))
+        return self._draw(q, noise, steps, conditions, guidance=guidance, sampler=sampler)
+
+    def draw_next(
+        self,
+        q: Float[Array, "b 2 h w z"],
+        noise: Float[Array, "b 1 h w z"],
+        steps: Int[Array, ""],
+        *,
+        before: Bool[Array, ""],
+    ) -> Float[Array, "b 1 h w z"]:
+        """:meth:`draw` for the second of two chunks alone; it sees the first if ``before``."""
+        both = self.condition(q)
+        sides = jnp.zeros((len(q), 1, 2), bool).at[..., 0].set(before & self.config.neighbours)
+        # In a row of one chunk the chunk before stands in its place.
+        shown = tuple((keys[:, :1], values[:, :1]) for keys, values in both.shown)
+        known = Condition(both.tokens[:, 1:], shown, sides)
+        return self._draw(q[:, 1:], noise, steps, [known], guidance=1.0, sampler="heun")
+
+    def _draw(
+        self,
+        q: Array,
+        noise: Array,
+        steps: Array,
+        conditions: Sequence[Condition],
+        *,
+        guidance: float,
+        sampler: diffusion.Sampler,
+    ) -> Array:
+        """q and a residual drawn under the first condition, away from the second where there is one."""
+        b, config = q.shape[0], self.config
+        noise = jnp.broadcast_to(noise, q.shape)
 
         def denoise(x: Array, sigma: Array) -> Array:
             clean = [self.denoise(x, jnp.broadcast_to(sigma, b), known) for known in conditions]
