@@ -9,8 +9,8 @@ Token (t, i, j) of radius 1 reads nine places of its own chunk and nine of each 
     . x x x .         . x x x .         . x x x .
 
 A radius of 0 without sides is a token alone. Large grids are read place by place of the window, at a cost
-that grows with the number of tokens. In small ones all pairs of tokens of a chunk and of its neighbours are scored
-and those outside the window hidden: more products, but matrix products, which are faster.
+that grows with the number of tokens. In small ones all pairs of tokens of a chunk and of its neighbours are
+scored and those outside the window hidden: more products, but matrix products, which are faster.
 """
 
 from __future__ import annotations
