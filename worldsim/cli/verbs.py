@@ -63,6 +63,7 @@ def extend(
     several: Annotated[Processes, FLAT],
     frames: int = 32,
     direction: Literal["forward", "backward"] = "forward",
+    keyframes: int | None = None,
     actions: str | None = None,
 ) -> None:
     """Continue a clip after its end, or before its beginning; of a folder every clip, to --out 'made/{}.mp4'.
@@ -74,9 +75,10 @@ def extend(
     Args:
       frames: how many to make.
       direction: forward or backward in time.
+      keyframes: make a frame in so many first, as far as --frames goes, then what lies between.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    asked = {"frames": frames, "direction": direction}
+    asked = {"frames": frames, "direction": direction, "keyframes": keyframes}
     if Path(input).is_dir():
         return _extend_each(world, input, output, sampling, several, {**asked, "actions": actions})
     if several.processes not in (None, 1):

@@ -17,6 +17,7 @@ from worldsim.generate import loop as loops
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
 from worldsim.generate.check import check_clip, condition_rows
+from worldsim.generate.keyframed import check_keyframes, extend_keyframed
 from worldsim.generate.options import REFINE_STEPS, Options, filled
 from worldsim.generate.render import Part, Renderer, render, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
@@ -113,6 +114,7 @@ class World:
         *,
         direction: Direction | None = None,
         actions: Actions | None = None,
+        keyframes: int | None = None,
         **options: Unpack[Options],
     ) -> Generated:
         """Continue a clip after its end, or before its beginning.
@@ -127,6 +129,8 @@ class World:
           actions: one per new frame, in the order of time: ``actions[i]`` leads to new frame i. What leads
             from the last new frame of a backward extension to the clip is the clip's own first action.
             None lets the world run free.
+          keyframes: frames from one keyframe to the next: these are made first, as far as is asked for, then
+            what lies between; None makes frame after frame.
           options: see :class:`worldsim.generate.options.Options`; the key is unused when going on.
 
         Returns:
@@ -142,11 +146,19 @@ class World:
                     f"extend: direction {direction!r} from a result that ran {clip.direction}; give its "
                     "clip instead to turn round."
                 )
+            if keyframes is not None:
+                raise ValueError("extend: keyframes of an earlier result; give its clip instead.")
             return go_on(self, clip, frames, actions, filled(options, verb="extend"))
-        request = requests.extend_request(
-            clip, frames, self.config, direction=direction or "forward", actions=actions
+        told = {"direction": direction or "forward", "actions": actions}
+        request = requests.extend_request(clip, frames, self.config, **told)
+        if keyframes is None:
+            return self._answer(request, options, verb="extend")
+        how = filled(options, verb="extend")
+        every = check_keyframes(keyframes, self.config.tokenizer.frames_per_chunk)
+        dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
+        return extend_keyframed(
+            self, request, every=every, dials=dials, key=how["key"], conditions=how["conditions"]
         )
-        return self._answer(request, options, verb="extend")
 
     def rollout(
         self,
