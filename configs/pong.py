@@ -47,10 +47,10 @@ def get_config() -> TrainConfig:
             sample_every=1000,
         ),
         dynamics=StageConfig(
-            steps=3000,
+            steps=4400,
             batch=8,
             frames=40,
-            optim=OptimConfig(optimizer="muon", learning_rate=2e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
             log_every=20,
             save_every=200,
             sample_every=400,
