@@ -4,7 +4,8 @@
     worldsim train configs/pong.py --workdir runs/pong
 
 Cost on two CPU cores: about 15 minutes for the tokenizer (49.9 dB; the ball in 98.8 % of the held-out frames
-that have one), 1 for the refinement and 66 for the dynamics (0.9 s a step). The bundled world ``pong`` is this run.
+that have one), 1 for the refinement and 66 for the dynamics (0.9 s a step). The bundled world ``pong`` is
+this run.
 """
 
 from worldsim.config import (

@@ -23,7 +23,7 @@ from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
 from worldsim.generate.requests import extend_request
 from worldsim.generate.rollout import Dials
-from worldsim.ops.scores import motion_ratio
+from worldsim.ops.scores import frame_differences
 from worldsim.parallel.shares import in_shares
 
 FAR = 128
@@ -32,9 +32,13 @@ FAR = 128
 EVERY, FIRST = 2, 8
 """Frames from one judged piece to the next, and of the first stretch."""
 
-BEYOND, WINDOW = 0.99, 32
-"""A piece is off when it is farther from real play than this share of real pieces are; a rollout is over when
-most pieces of so many frames are."""
+BEYOND, STILL = 0.99, 0.5
+"""A piece is off when it is farther from real play than this share of real pieces are, or when no step after
+it is as large as this share of the largest one in the stillest real stretch."""
+
+WINDOW, LEAST = 32, 8
+"""A rollout is over at a piece that is off when most pieces of so many frames from it on are; at its end of
+as many as there are, but not of fewer than the second."""
 
 Frames = UInt8[np.ndarray, "n t H W c"]
 
@@ -91,13 +95,13 @@ def drift(made: Frames, held: HeldOut) -> dict[str, Any]:
       real play in units of its spread, ``floor`` (as many real pieces in their place), ``motion`` and
       ``sharpness`` over those of real play, and what the game's reader finds. ``first_quarter`` and
       ``last_quarter``: the same of these. ``over``: per rollout the frames until it no longer looks or moves
-      like real play, with the horizon for those that always do; ``collapse``, their median, and ``alive``,
-      the share that lasts. Of sprites, ``survival`` and ``survives`` say the same of what is possible.
+      like real play for a while, with the horizon for those that always do; ``collapse``, their median,
+      and ``alive``, the share that lasts. Of sprites, ``survival`` and ``survives`` say it of
+      what is possible.
     """
     frames = made.shape[1]
     judge = _Judge(held)
-    inside = judge.inside(made)
-    over = np.array([_over(row, frames) for row in inside])
+    over = np.array([_over(row, frames) for row in judge.off(made)])
     quarter = max(1, frames // 4)
     parts = {f"{start + 1}-{stop}": (start, stop) for start, stop in stretches(frames)}
     figures = lambda start, stop: judge.look(made[:, start:stop]) | _found(made[:, start:stop], held)
@@ -116,12 +120,20 @@ def drift(made: Frames, held: HeldOut) -> dict[str, Any]:
     return out
 
 
-def _over(inside: Bool[np.ndarray, "m"], frames: int) -> int:
-    """The frame from which on most pieces of ``WINDOW`` frames are off; ``frames`` where there is none."""
-    width = max(1, min(len(inside), WINDOW // EVERY))
-    share = np.convolve(inside, np.full(width, 1 / width), "valid") if len(inside) else np.ones(1)
-    bad = np.flatnonzero(share < 0.5)
-    return int(bad[0]) * EVERY if len(bad) else frames
+def _over(off: Bool[np.ndarray, "m"], frames: int) -> int:
+    """The frame of the first piece that is off as most after it are; ``frames`` where there is none."""
+    for piece in np.flatnonzero(off):
+        after = off[piece : piece + WINDOW // EVERY]
+        if len(after) >= min(len(off), LEAST // EVERY) and after.mean() > 0.5:
+            return int(piece) * EVERY
+    return frames
+
+
+def _moves(clip: UInt8[np.ndarray, "t H W c"]) -> Float[np.ndarray, "m"]:
+    """The largest step in the ``WINDOW`` frames from each piece on, in as many as there are at the end."""
+    steps = frame_differences(clip)
+    starts = range(0, len(clip) - PIECE + 1, EVERY)
+    return np.array([steps[start : start + WINDOW].max() for start in starts])
 
 
 class _Judge:
@@ -129,11 +141,17 @@ class _Judge:
 
     def __init__(self, held: HeldOut) -> None:
         self._network = make_network(held.frames.shape[-1])
-        self._real = list(held.others)
-        self._reference = self._features(held.others).reshape(-1, SIZE)
-        truth = self._features(held.frames)
-        self._truth = truth.reshape(-1, SIZE)
-        self._limit = float(np.quantile(self._distance(self._truth), BEYOND))
+        others, mine = self._features(held.others), self._features(held.frames)
+        self._reference, self._truth = others.reshape(-1, SIZE), mine.reshape(-1, SIZE)
+        same = np.array_equal(held.others, held.frames)  # there is no other play: a window has the rest of it
+        rest = [
+            np.delete(others, i, 0).reshape(-1, SIZE) if same else self._reference for i in range(len(mine))
+        ]
+        far = [self._distance(one, to) for one, to in zip(mine, rest, strict=True)]
+        self._limit = float(np.quantile(np.concatenate(far), BEYOND)) if mine.size else np.inf
+        moves = [_moves(clip)[: max(1, (len(clip) - WINDOW) // EVERY)] for clip in held.others]
+        self._still = STILL * min((float(row.min()) for row in moves if len(row)), default=0.0)
+        self._motion = max(1e-12, float(np.mean([frame_differences(clip).mean() for clip in held.others])))
         self._energy = max(1e-12, high_energy(held.others))
 
     def _features(self, frames: Frames) -> Float[np.ndarray, "n m d"]:
@@ -142,21 +160,23 @@ class _Judge:
         rows = [self._network(pieces(clip[None], every=EVERY))[0] for clip in frames] if count else []
         return np.stack(rows) if rows else np.zeros((len(frames), 0, SIZE), np.float32)
 
-    def _distance(self, features: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
-        """To the nearest piece of other real play."""
-        parts = [features[i : i + 64] for i in range(0, len(features), 64)]
-        near = [np.linalg.norm(part[:, None] - self._reference, axis=-1).min(1) for part in parts]
-        return np.concatenate(near)
+    @staticmethod
+    def _distance(features: Float[np.ndarray, "m d"], to: Float[np.ndarray, "k d"]) -> Float[np.ndarray, "m"]:
+        """To the nearest of other pieces."""
+        near = np.zeros(len(features))
+        for i in range(0, len(features), 64):
+            near[i : i + 64] = np.linalg.norm(features[i : i + 64, None] - to, axis=-1).min(1)
+        return near
 
-    def inside(self, made: Frames) -> Bool[np.ndarray, "n m"]:
-        """Per rollout and piece, whether it is as near to real play as real play is."""
-        rows = self._features(made)
-        return np.stack([self._distance(row) <= self._limit for row in rows])
+    def off(self, made: Frames) -> Bool[np.ndarray, "n m"]:
+        """Per rollout and piece, whether it is farther from real play than real play is, or stands still."""
+        far = np.stack([self._distance(row, self._reference) for row in self._features(made)]) > self._limit
+        return far | (np.stack([_moves(clip) for clip in made]).reshape(far.shape) < self._still)
 
     def look(self, made: Frames) -> dict[str, Any]:
         """How the frames of a stretch look and move."""
         out: dict[str, Any] = {
-            "motion": float(np.mean([motion_ratio(clip, self._real) for clip in made]))
+            "motion": float(np.mean([frame_differences(clip).mean() for clip in made])) / self._motion
             if made.shape[1] > 1
             else None,
             "sharpness": high_energy(made) / self._energy,

@@ -221,9 +221,10 @@ def _drift(report: dict[str, Any]) -> list[str]:
     return [
         f"<h2>Whether it stays alive</h2><p>{told['frames']} frames onward from each window. Fréchet "
         "distance from other real play beside its floor, motion and sharpness over those of real play (1 is "
-        "alike), and what is found in the frames. A rollout is over when most pieces of 32 frames are "
-        f"farther from real play than 99 % of real pieces are: {100 * told['alive']:.0f} % of them last, the "
-        f"median for {told['collapse']:.0f} frames.{survives}</p>",
+        "alike), and what is found in the frames. A rollout is over when it stands still or "
+        "when most pieces of 32 frames are farther from real play than 99 % of real ones are: "
+        f"{100 * told['alive']:.0f} % of them last, the median for {told['collapse']:.0f} frames."
+        f"{survives}</p>",
         table(["", *(name.replace("_", " ") for name in names)],
               [[label, *(row.get(name) for name in names)] for label, row in rows.items()], 3),
     ]  # fmt: skip

@@ -41,9 +41,9 @@ class Connection:
 
     async def serve(self) -> None:
         """Until the page leaves, is silent for too long, or misbehaves."""
-        await self._say(self._server.hello(self._token))
         player = asyncio.create_task(self._keep_playing())
         try:
+            await self._say(self._server.hello(self._token))
             await self._listen(player)
         except WebSocketDisconnect:
             pass
@@ -112,7 +112,8 @@ class Connection:
             began = asyncio.get_running_loop().time()
             count = await self._advance(session)
             rest = began + count / self._fps - asyncio.get_running_loop().time()
-            await asyncio.sleep(max(0.0, rest))
+            with contextlib.suppress(TimeoutError):  # an order ends the wait
+                await self._carry_out(await asyncio.wait_for(self._orders.get(), max(0.0, rest)))
 
     async def _advance(self, session: Session) -> int:
         """One step in the mode that is on; how many frames it showed."""
@@ -121,11 +122,12 @@ class Connection:
         began = time.perf_counter()
         try:
             shown = await self._server.run(call)
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             self._mode = "pause"
             await self._say({"type": "error", "text": str(error)})
             await self._say({"type": "mode", "mode": self._mode})
             return 0
+        heard = heard if self._mode == "play" else 0
         await self._show(session, shown, heard, seconds=time.perf_counter() - began)
         return len(shown)
 
@@ -134,6 +136,7 @@ class Connection:
         try:
             if told["type"] == "start":
                 self._session = await run(self._server.begin, told, session)
+                self._branches = set()
                 self._server.sessions[self._token] = self._session
                 await self._strip(self._session)
                 return
@@ -156,8 +159,12 @@ class Connection:
                     await run(session.turn, Dials(**{**dataclasses.asdict(session.dials), **told["dials"]}))
                 case "loop":
                     await self._loop(session, int(told["frames"]))
-        except (MessageError, ValueError) as error:
-            await self._say({"type": "error", "text": str(error)})
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:  # what one order did wrong must not end the session
+            self._mode = "pause"
+            await self._say({"type": "error", "text": str(error), "of": told["type"]})
+            await self._say({"type": "mode", "mode": self._mode})
 
     async def _loop(self, session: Session, frames: int) -> None:
         self._mode = "pause"
@@ -186,7 +193,7 @@ class Connection:
         await self._say({"type": "anew"})
         for one in moments[:-1]:
             await self._send(one.frame, kind=messages.PASSED, known=one.known, position=one.position)
-        await self._show(session, moments[-1:], self._heard)
+        await self._show(session, moments[-1:], 0)
 
     async def _send(self, frame: Any, **about: Any) -> None:
         await self._socket.send_bytes(messages.frame_bytes(frame, **about))

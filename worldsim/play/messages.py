@@ -11,7 +11,6 @@ frames as bytes: a head of ``HEAD`` and then RGB, row by row.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from typing import Any
 
@@ -93,10 +92,10 @@ def number(value: Any, name: str, low: float, high: float) -> float:
     Raises:
       MessageError: it is none, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise MessageError(f"{name} is no number")
     if not low <= value <= high:
-        raise MessageError(f"{name} {value:g} is not between {low:g} and {high:g}")
+        raise MessageError(f"{name} is not between {low:g} and {high:g}")
     return value
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import secrets
 import tempfile
 from collections import OrderedDict
@@ -16,21 +17,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from worldsim.data.video import read_video, resize_clip, write_video
+from worldsim.data.video import write_video
 from worldsim.generate.extend import World
 from worldsim.play import keys, messages
 from worldsim.play.connection import POLICY, Connection
 from worldsim.play.messages import MessageError
 from worldsim.play.session import Dials, Session
+from worldsim.play.uploads import read_upload
 from worldsim.types import Clip
 
 T = TypeVar("T")
@@ -42,6 +42,12 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+"""Names of this machine to itself."""
+
+HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
+"""A host and perhaps a port, and nothing else."""
+
 TOO_MANY = 1013
 """Code that a socket is closed with: try again later."""
 
@@ -79,21 +85,29 @@ class Play:
         clips: Sequence[Clip],
         *,
         name: str = "world",
-        hosts: Sequence[str] = ("127.0.0.1", "localhost", "[::1]"),
+        hosts: Sequence[str] = LOOPBACK,
         limits: Limits = Limits(),
     ) -> None:
         """Take a world and the clips to begin with.
+
+        Args:
+          name: of the world, for the page.
+          hosts: names that the server may be asked for by; none allows all of them.
+          limits: of one server.
 
         Raises:
           ValueError: no clips.
         """
         if not clips:
             raise ValueError("play: no clips to begin with; give some.")
-        self.world, self.clips, self.name, self.hosts, self.limits = world, list(clips), name, hosts, limits
-        self._thread = ThreadPoolExecutor(1, "world")
+        self.world, self.name, self.hosts, self.limits = world, name, hosts, limits
+        plain = world.config.dynamics.action.kind == "none"
+        self.clips = [dataclasses.replace(clip, actions=None) if plain else clip for clip in clips]
+        self._thread, self._reading = ThreadPoolExecutor(1, "world"), asyncio.Lock()
         self.sessions: dict[str, Session | None] = {}
         self._uploads: OrderedDict[str, Clip] = OrderedDict()
-        pages = [Route(f"/{path.name}", self._page) for path in sorted(PAGE.iterdir())]
+        self._files = {path.name: path for path in sorted(PAGE.iterdir()) if path.suffix in KINDS}
+        pages = [Route(f"/{name}", self._page) for name in self._files]
         routes = [
             Route("/", self._page), *pages,
             Route("/clip", self._upload, methods=["POST"]),
@@ -109,21 +123,24 @@ class Play:
     def allowed(self, headers: Any) -> bool:
         """Whether a request was meant for this server and comes from its own page."""
         host = headers.get("host", "")
-        if host.rsplit(":", 1)[0] not in self.hosts and host not in self.hosts:
+        found = HOST.fullmatch(host)
+        if found is None or (self.hosts and found[1].lower() not in self.hosts):
             return False
         origin = headers.get("origin")
-        return origin is None or urlsplit(origin).netloc == host
+        return origin is None or origin in (f"http://{host}", f"https://{host}")
 
     async def _page(self, request: Request) -> Response:
         if not self.allowed(request.headers):
             return PlainTextResponse("not for you", 403)
-        path = PAGE / (request.url.path.strip("/") or "index.html")
+        path = self._files[request.scope["path"].strip("/") or "index.html"]
         return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers=HEADERS)
 
     async def _upload(self, request: Request) -> Response:
         """A clip or a picture to begin with; answers with its token."""
         if not self.allowed(request.headers) or request.headers.get("origin") is None:
             return PlainTextResponse("not for you", 403)
+        if request.query_params.get("session") not in self.sessions:
+            return PlainTextResponse("no such session", 403)
         data = bytearray()
         async for part in request.stream():
             data += part
@@ -131,38 +148,30 @@ class Play:
                 return PlainTextResponse(f"more than {self.limits.upload >> 20} MiB", 413)
         suffix = Path(request.query_params.get("name", "")).suffix.lower()
         try:
-            clip = await self.run(self._decode, bytes(data), suffix)
-        except (ValueError, OSError) as error:
-            return PlainTextResponse(str(error).replace(tempfile.gettempdir(), ""), 400)
+            async with self._reading:
+                clip = await asyncio.to_thread(read_upload, bytes(data), suffix, self.world.config.tokenizer)
+        except Exception as error:  # whatever a file that is not what it says makes a decoder do
+            return PlainTextResponse(str(error), 400)
         token = secrets.token_urlsafe(12)
         self._uploads[token] = clip
         while len(self._uploads) > self.limits.uploads:
             self._uploads.popitem(last=False)
         return PlainTextResponse(token)
 
-    def _decode(self, data: bytes, suffix: str) -> Clip:
-        tokenizer = self.world.config.tokenizer
-        with tempfile.TemporaryDirectory(prefix="worldsim-play-") as folder:
-            path = Path(folder) / f"clip{suffix}"
-            path.write_bytes(data)
-            clip = read_video(path)
-        small = resize_clip(clip[-256:], tokenizer.height, tokenizer.width, how="pad")
-        f = tokenizer.frames_per_chunk
-        return small[len(small) % f :] if len(small) >= f else Clip(np.repeat(small.frames[:1], f, axis=0))
-
     async def _save(self, request: Request) -> Response:
         """The timeline of a session as an mp4."""
         session = self.sessions.get(request.path_params["session"])
         if not self.allowed(request.headers) or session is None:
             return PlainTextResponse("no such session", 404)
-        data = await self.run(self._movie, session)
+        clip = await self.run(session.clip)
+        data = await asyncio.to_thread(self._movie, clip)
         told = {**HEADERS, "Content-Disposition": f'attachment; filename="{self.name}.mp4"'}
         return Response(data, media_type="video/mp4", headers=told)
 
     @staticmethod
-    def _movie(session: Session) -> bytes:
+    def _movie(clip: Clip) -> bytes:
         with tempfile.TemporaryDirectory(prefix="worldsim-play-") as folder:
-            return Path(write_video(Path(folder) / "play.mp4", session.clip())).read_bytes()
+            return Path(write_video(Path(folder) / "play.mp4", clip)).read_bytes()
 
     async def _play(self, socket: WebSocket) -> None:
         if not self.allowed(socket.headers):

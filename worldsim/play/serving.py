@@ -10,16 +10,17 @@ from worldsim.generate.extend import World
 from worldsim.play.session import Dials, Session
 from worldsim.types import Clip
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MISSING = "play needs starlette, uvicorn and websockets ({}): pip install 'worldsim[play]'"
 
 
 def warm(world: World, clip: Clip) -> None:
     """Compile what playing needs, before anyone waits for it."""
     session = Session(world, clip, Dials())
-    session.step(session.present.action)
-    session.back()
-    session.step(session.present.action)
+    session.step()
+    while session.span[0] == 0:
+        session.back()
+    session.step()
+    session.loop()
 
 
 async def serve(
@@ -41,19 +42,23 @@ async def serve(
     Raises:
       ModuleNotFoundError: the extra ``play`` is missing.
       OSError: the port is taken.
+      ValueError: no host.
     """
     try:
         import uvicorn
 
-        from worldsim.play.server import Play
+        from worldsim.play.server import LOOPBACK, Play
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(MISSING.format(error)) from error
+    if not host:
+        raise ValueError("play: no host; give 127.0.0.1, or 0.0.0.0 to let everyone in.")
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
-    hosts = LOOPBACK if shown in LOOPBACK else (shown, *LOOPBACK)
+    anywhere = shown in ("0.0.0.0", "[::]")
+    hosts = () if anywhere else LOOPBACK if shown in LOOPBACK else (shown.lower(), *LOOPBACK)
     play = Play(world, clips, name=name, hosts=hosts)
-    await play.run(warm, world, clips[0])
+    await play.run(warm, world, play.clips[0])
     settings = uvicorn.Config(
         play.app, log_level="warning", ws_max_size=65536, ws="websockets-sansio", timeout_graceful_shutdown=2
     )

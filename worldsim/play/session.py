@@ -90,15 +90,14 @@ class Session:
         """
         self.world = world
         self._f = world.config.tokenizer.frames_per_chunk
-        self.branches: dict[int, Branch] = {}
         self._number = 0
-        self._set_dials(dials)
-        self.start(clip)
+        self.start(clip, dials)
 
     def start(self, clip: Clip, dials: Dials | None = None) -> Moment:
-        """Begin anew; branches stay."""
+        """Begin anew, without branches."""
         if dials is not None:
-            self._set_dials(dials)
+            self.turn(dials)
+        self.branches: dict[int, Branch] = {}
         context = self.world.config.dynamics.context * self._f
         clip = clip[max(0, len(clip) - context) :]
         state = self._simulator.reset(clip, self._key)
@@ -110,24 +109,15 @@ class Session:
         self._before: Generated | None = None
         return self.present
 
-    def _set_dials(self, dials: Dials) -> None:
-        self.dials = dials
-        how = {"temperature": dials.temperature, "refine_steps": dials.refine_steps}
-        self._simulator = Simulator(self.world, steps=dials.steps, **how)
-        self._key = jax.random.key(dials.seed)
-
     def turn(self, dials: Dials) -> None:
-        """Draw in another way from here on.
+        """Draw in another way, or by another seed, from here on.
 
         Raises:
           ValueError: dials that the world can't take; the old ones stay.
         """
-        before = self.dials
-        try:
-            self._set_dials(dials)
-        except ValueError:
-            self._set_dials(before)
-            raise
+        how = {"temperature": dials.temperature, "refine_steps": dials.refine_steps}
+        self._simulator = Simulator(self.world, steps=dials.steps, **how)
+        self.dials, self._key, self._before = dials, jax.random.key(dials.seed), None
 
     @property
     def present(self) -> Moment:
@@ -162,8 +152,7 @@ class Session:
         return new
 
     def back(self) -> list[Moment]:
-        """Go back by a frame (by what is made at a time where there is none): the moments passed, latest
-        first; the last of them is the present."""
+        """Go back by a frame, which is made where there is none: the moment that is now the present."""
         if self._at == 0:
             self._make_before()
         self._at -= 1
@@ -194,7 +183,7 @@ class Session:
         return self.present
 
     def loop(self, frames: int = LOOP) -> tuple[Clip, bool]:
-        """The last seconds as a loop without a seam, and whether it holds."""
+        """A loop without a seam that opens with the last seconds that can be seen, and whether it holds."""
         frames = max(2, frames // self._f) * self._f
         how: dict[str, Any] = {"steps": self.dials.steps, "temperature": self.dials.temperature}
         made = self.world.loop(
@@ -233,13 +222,15 @@ class Session:
         return Clip(np.stack([one.frame for one in moments]), self._actions(moments))
 
     def _at_key(self) -> jax.Array:
-        """A key of this place, so that the same way back and forth need not draw the same."""
+        """A key of this place and the seed."""
         return jax.random.fold_in(self._key, self.present.position & 0x7FFFFFFF)
 
     def _state(self) -> SimulatorState:
         """Where the simulator stands at the present: as it stood, or read anew from the frames."""
         state = self._states.get(self.present.position)
-        return self._simulator.reset(self._recent(), self._at_key()) if state is None else state
+        if state is None:
+            return self._simulator.reset(self._recent(), self._key)
+        return dataclasses.replace(state, keys=self._key[None])
 
     def _keep(self, position: int, state: SimulatorState) -> None:
         self._states[position] = state
@@ -248,7 +239,7 @@ class Session:
 
     def _leave(self) -> None:
         """Drop what comes after the present, and remember where it had led."""
-        at = self._at
+        at, self._before = self._at, None
         self._at = len(self._moments) - 1
         self.branch()
         self._at = at
@@ -262,7 +253,7 @@ class Session:
         how: dict[str, Any] = {"steps": self.dials.steps, "temperature": self.dials.temperature}
         how |= {"refine_steps": self.dials.refine_steps, "key": self._at_key()}
         start: Clip | Generated | None = self._before
-        if start is None or len(start.clip) >= RENEW:
+        if start is None or len(start.codes) * self._f >= RENEW:
             whole = list(self._moments)[: self.world.config.dynamics.context * self._f]
             start = Clip(np.stack([one.frame for one in whole]), self._actions(whole))
         self._before = self.world.extend(start, count, direction="backward", **how)

@@ -10,8 +10,8 @@ const at = (id) => document.getElementById(id);
 const screen = at("screen"), strip = at("strip");
 
 let socket = null, hello = null, retry = 500, quiet = null;
-let mode = "pause", held = new Set(), action = null, heard = 0, sentAt = new Map();
-let loop = [], looping = null, begun = null, clicked = null;
+let mode = "pause", wanted = "pause", held = new Set(), action = null, heard = 0, sentAt = new Map();
+let own = null, loop = [], looping = null, begun = null, clicked = null;
 let arrivals = [];
 const delays = [], measured = { frames: 0, delays };
 globalThis.measured = measured; // for scripts/play_latency.py
@@ -31,13 +31,19 @@ function tell(text, seconds = 4) {
 function connect() {
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/play`);
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => { retry = 500; document.body.classList.remove("off"); };
+  socket.onopen = () => document.body.classList.remove("off");
   socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : see(data));
-  socket.onclose = ({ reason }) => {
+  socket.onclose = ({ code, reason }) => {
     document.body.classList.add("off");
-    setMode("pause");
+    stopLoop();
+    showMode("pause");
     at("badge").textContent = "no connection";
-    tell(reason || "The server is gone; trying again.", 60);
+    if (code === 1008 || code === 1013) { // sent away: come back when somebody asks for it
+      tell(`${reason || "closed"}. Click to go on.`, 3600);
+      addEventListener("pointerdown", connect, { once: true });
+      return;
+    }
+    tell("The server is gone; trying again.", 60);
     setTimeout(connect, retry);
     retry = Math.min(8000, 2 * retry);
   };
@@ -46,11 +52,16 @@ function connect() {
 function hear(told) {
   if (told.type === "hello") {
     hello = told;
+    retry = 500;
+    tell("", 0);
     greet();
     begin(begun ?? 0);
     setMode("play");
   } else if (told.type === "mode") showMode(told.mode);
-  else if (told.type === "error") tell(told.text);
+  else if (told.type === "error") {
+    tell(told.text);
+    if (told.of === "start" && begun !== 0) { begin(0); setMode("play"); }
+  }
   else if (told.type === "anew") strip.replaceChildren();
   else if (told.type === "span") {
     at("position").textContent = `${told.present} of ${told.first} … ${told.last}`;
@@ -119,10 +130,11 @@ function addBranch({ image, position }) {
   branches.set(position, button);
 }
 
-function setMode(next) { say({ type: "mode", mode: next }); if (next !== "loop") stopLoop(); }
+function setMode(next) { wanted = next; say({ type: "mode", mode: next }); stopLoop(); }
 
 function showMode(next) {
   mode = next;
+  sentAt.clear();
   at("pause").textContent = mode === "play" || mode === "back" ? "pause" : "play";
   at("pause").classList.toggle("on", mode === "play");
   at("back").classList.toggle("on", mode === "back");
@@ -132,7 +144,6 @@ function showMode(next) {
 
 function playLoop() {
   let i = 0;
-  stopLoop();
   at("badge").textContent = "loop";
   looping = setInterval(() => { if (loop[i]) paint(screen, loop[i]); i = (i + 1) % loop.length; }, 1000 / (hello.fps || 15));
 }
@@ -140,7 +151,7 @@ function playLoop() {
 function stopLoop() {
   if (looping === null) return;
   clearInterval(looping);
-  looping = null; loop = [];
+  looping = null;
   at("loop").classList.remove("on");
 }
 
@@ -158,13 +169,14 @@ function choose() {
   if (JSON.stringify(next) === JSON.stringify(action)) return;
   action = next;
   heard += 1;
-  sentAt.set(heard, performance.now());
+  if (mode === "play") sentAt.set(heard, performance.now());
   say({ type: "act", action, heard });
   at("actions").querySelectorAll("button").forEach((one, i) => one.classList.toggle("on", i === action));
 }
 
 function begin(clip) {
   begun = clip; action = null; sentAt.clear();
+  if (clip === 0) at("clip").value = 0;
   branches.forEach((one) => one.remove()); branches.clear();
   say({ type: "start", clip, dials: dials() });
   choose();
@@ -218,7 +230,8 @@ function showDial(label) {
   if (output) output.textContent = label.querySelector("input").value;
 }
 
-addEventListener("pointerup", () => { if (clicked !== null) { clicked = null; choose(); } });
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => { if (clicked !== null) { clicked = null; choose(); } });
+addEventListener("pointerdown", (event) => { if (event.target.closest("button")) event.preventDefault(); }); // keys stay with the world
 addEventListener("blur", () => { held.clear(); choose(); });
 addEventListener("keydown", (event) => {
   if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -236,7 +249,7 @@ addEventListener("keydown", (event) => {
   else if (!event.repeat && event.code === "KeyL") at("loop").click();
 });
 addEventListener("keyup", (event) => {
-  if (event.code === "Backspace" && mode === "back") setMode("pause");
+  if (event.code === "Backspace" && wanted === "back") setMode("pause");
   if (KEYS[event.code] && held.delete(KEYS[event.code])) choose();
 });
 
@@ -244,19 +257,26 @@ at("pause").onclick = () => setMode(mode === "play" || mode === "back" ? "pause"
 at("back").onclick = () => setMode(mode === "back" ? "pause" : "back");
 at("step").onclick = () => { setMode("pause"); say({ type: "step" }); };
 at("branch").onclick = () => say({ type: "branch" });
-at("loop").onclick = () => { loop = []; say({ type: "loop", frames: 32 }); };
-at("clip").onchange = (event) => { begin(Number(event.target.value)); setMode("play"); screen.focus(); };
+at("loop").onclick = () => { stopLoop(); loop = []; say({ type: "loop", frames: 32 }); };
+at("clip").onchange = ({ target }) => { begin(target.value === "own" ? own : Number(target.value)); setMode("play"); screen.focus(); };
 at("pace").oninput = (event) => { say({ type: "pace", fps: Number(event.target.value) }); showDial(event.target.closest("label")); };
 document.querySelectorAll("[data-dial]").forEach((one) => {
-  one.onchange = () => { say({ type: "dials", dials: dials() }); };
+  one.onchange = () => { say({ type: "dials", dials: dials() }); one.blur(); };
   one.oninput = () => showDial(one.closest("label"));
 });
 at("file").onchange = async ({ target }) => {
   const file = target.files[0];
   if (!file) return;
-  const answer = await fetch(`/clip?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+  const query = new URLSearchParams({ name: file.name, session: hello.session });
+  const answer = await fetch(`/clip?${query}`, { method: "POST", body: file });
   const text = await answer.text();
-  if (answer.ok) { begin(text); setMode("play"); } else tell(text);
+  if (answer.ok) {
+    own = text;
+    at("clip").querySelector("[value=own]")?.remove();
+    at("clip").add(new Option(file.name, "own", true, true));
+    begin(own);
+    setMode("play");
+  } else tell(text);
   target.value = "";
 };
 

@@ -1,0 +1,48 @@
+"""Clips and pictures that a page sends: read frame by frame, small, never as large as they claim."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from worldsim.config import TokenizerConfig
+from worldsim.data.decode import Look, Recording
+from worldsim.types import Clip
+
+KINDS = (".mp4", ".webm", ".mov", ".gif", ".png", ".jpg", ".jpeg")
+LAST, MOST, PIXELS = 256, 20_000, 2**24
+"""Frames that are kept, frames that are read, and pixels that one may have."""
+
+
+def read_upload(data: bytes, suffix: str, tokenizer: TokenizerConfig) -> Clip:
+    """The last frames of a file at the size of a world, padded, in whole chunks.
+
+    Raises:
+      ValueError: a kind that is not taken, frames that are too large, or a file that can't be read.
+    """
+    import av
+    from av.error import FFmpegError
+
+    if suffix not in KINDS:
+        raise ValueError(f"a file {suffix or 'without an ending'}; send one of {' '.join(KINDS)}")
+    last: deque[np.ndarray] = deque(maxlen=LAST)
+    with tempfile.TemporaryDirectory(prefix="worldsim-play-") as folder:
+        path = Path(folder) / f"clip{suffix}"
+        path.write_bytes(data)
+        try:
+            with av.open(str(path)) as container:
+                sizes = [stream.width * stream.height for stream in container.streams.video]
+        except (FFmpegError, OSError) as error:
+            raise ValueError("it can't be read") from error
+        if max(sizes, default=0) > PIXELS:
+            raise ValueError(f"a frame has {max(sizes):,} pixels; at most {PIXELS:,} are read")
+        look = Look(tokenizer.height, tokenizer.width, fit="pad")
+        last.extend(islice(Recording(path, look).frames(), MOST))
+    frames, f = np.stack(last), tokenizer.frames_per_chunk
+    if len(frames) < f:
+        return Clip(np.repeat(frames[:1], f, axis=0))
+    return Clip(frames[len(frames) % f :])
