@@ -54,8 +54,11 @@ def draw_new(
         near = np.convolve(np.pad(new, HALO), np.ones(2 * HALO + 1), "valid") > 0
         rows, new = rows[near], new[near]
     window = "cyclic" if request.cyclic else "final"
-    drawn = render(renderer, codes[:, rows], plan.times[rows], keys, refine_steps=refine_steps, window=window)
-    return drawn[:, np.repeat(new, renderer.frames_per_chunk)]
+    made = np.flatnonzero(new)
+    span = slice(int(made[0]), int(made[-1]) + 1)  # the others are only seen, as a rule on one side or both
+    how = {"refine_steps": refine_steps, "window": window, "only": span}
+    drawn = render(renderer, codes[:, rows], plan.times[rows], keys, **how)
+    return drawn[:, np.repeat(new[span], renderer.frames_per_chunk)]
 
 
 def assemble(
