@@ -55,15 +55,27 @@ def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> 
         tell(path)
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """Where frames are made, and in which order.
+
+    Attributes:
+      direction: forward or backward in time.
+      keyframes: make a frame in so many first, as far as --frames goes, then what lies between.
+    """
+
+    direction: Literal["forward", "backward"] = "forward"
+    keyframes: int | None = None
+
+
 def extend(
     world: Annotated[str, *positional("WORLD", WORLD)],
     input: Annotated[str, *positional("INPUT", f"{INPUT[:-1]}, or a folder of such files.")],
     output: Annotated[Output, FLAT],
     sampling: Annotated[Sampling, FLAT],
     several: Annotated[Processes, FLAT],
+    way: Annotated[Way, FLAT],
     frames: int = 32,
-    direction: Literal["forward", "backward"] = "forward",
-    keyframes: int | None = None,
     actions: str | None = None,
 ) -> None:
     """Continue a clip after its end, or before its beginning; of a folder every clip, to --out 'made/{}.mp4'.
@@ -74,11 +86,9 @@ def extend(
 
     Args:
       frames: how many to make.
-      direction: forward or backward in time.
-      keyframes: make a frame in so many first, as far as --frames goes, then what lies between.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop.
     """
-    asked = {"frames": frames, "direction": direction, "keyframes": keyframes}
+    asked = {"frames": frames, **dataclasses.asdict(way)}
     if Path(input).is_dir():
         return _extend_each(world, input, output, sampling, several, {**asked, "actions": actions})
     if several.processes not in (None, 1):
@@ -88,7 +98,7 @@ def extend(
     began, model = begin(world, output)
     clip = read_input(input, model, resize=output.how)
     made = model.extend(clip, **asked, actions=read_actions(actions, model), **sampling.options())
-    _finish(made.clip, output, began, {"new": frames, "direction": direction})
+    _finish(made.clip, output, began, {"new": frames, "direction": way.direction})
 
 
 def _extend_each(
