@@ -41,10 +41,10 @@ def codes():
     return np.random.default_rng(0).integers(0, 9, (2, 40, 2, 2)).astype(np.int32)
 
 
-@pytest.mark.parametrize(("radius", "small"), [(0, 144), (1, 144), (1, 0), (2, 144)])
-def test_window_attention_is_dense_attention_with_a_mask(radius, small, monkeypatch):
+@pytest.mark.parametrize(("radius", "pairs"), [(0, 144), (1, 144), (1, 0), (2, 144)])
+def test_window_attention_is_dense_attention_with_a_mask(radius, pairs, monkeypatch):
     """Against every token reading every token of three chunks, masked to its window; both ways."""
-    monkeypatch.setattr(window, "SMALL", small)
+    monkeypatch.setattr(window, "ALL_PAIRS", range(1, pairs + 1))
     b, p, h, w, heads, d = 2, 4, 3, 5, 2, 6
     q, k, v, k2, v2 = (normal(i, b, p, h, w, d) for i in range(5))
     sides = jnp.asarray(np.random.default_rng(0).random((b, p, 2)) < 0.7)

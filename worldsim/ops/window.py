@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-SMALL = 144
-"""Tokens of a chunk up to which all pairs are scored; there CPUs are faster so, forward and backward."""
+ALL_PAIRS = range(16, 145)
+"""Tokens of a chunk with which all pairs are scored. With more of them CPUs are slower so; with fewer there
+is nothing to gain, and XLA sums such small products in an order that depends on the number of clips."""
 
 
 def attend_window(
@@ -53,7 +54,7 @@ def attend_window(
       What each token reads; in float32 inside, of q's dtype.
     """
     h, w = q.shape[2:4]
-    attend = _all_pairs if h * w <= SMALL and radius else _by_place
+    attend = _all_pairs if h * w in ALL_PAIRS and radius else _by_place
     return attend(q, own, around, sides, bias, heads=heads, radius=radius)
 
 
