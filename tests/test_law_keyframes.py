@@ -83,6 +83,9 @@ def test_every_chunk_is_made_once_at_its_time_under_its_action(world, direction,
 
 def test_going_on_from_it_and_refusals(world):
     made = world.extend(tiny.make_clip(5), 8, keyframes=4, key=KEY, steps=1)
+    assert made.state.pinned == 0 and sorted(np.asarray(made.state.cache.times)[0].tolist()) == list(
+        range(7, 13)
+    )
     longer = world.extend(made, 3, steps=1)
     np.testing.assert_array_equal(longer.codes[:8], made.codes)
     assert longer.times.tolist() == list(range(5, 16))

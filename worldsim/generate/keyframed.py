@@ -68,6 +68,11 @@ def extend_keyframed(
         done += len(new)
         if world.progress is not None:
             world.progress(done, total - known)
+    if state.pinned:  # a keyframe is the last one: who goes on from it sees what is near, as anywhere
+        near = np.arange(max(0, total - world.config.dynamics.context), total), np.zeros(0, int)
+        state, _ = _make(
+            world, request, codes, rows=near, pins=0, dials=dials, key=key, conditions=conditions
+        )
     drawing = {"keys": detail_keys(key[None], dials), "refine_steps": int(dials.refine)}
     frames = draw_new(world.renderer, request, codes, **drawing)
     return assemble(request, frames[0], codes[0], state, world.config)

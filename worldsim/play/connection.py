@@ -178,7 +178,8 @@ class Connection:
         self, session: Session, moments: Sequence[Moment], heard: int, *, seconds: float = 0.0
     ) -> None:
         """Frames of the present, branches that the page has not seen, and where the present is."""
-        for one in moments:
+        for i, one in enumerate(moments):
+            await asyncio.sleep(1 / self._fps if i else 0)  # frames of one chunk, each for its time
             await self._send(one.frame, known=one.known, heard=heard, position=one.position)
         for number in sorted(set(session.branches) - self._branches):
             await self._send(session.branches[number].last.frame, kind=messages.BRANCH, position=number)
