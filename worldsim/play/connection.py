@@ -119,7 +119,6 @@ class Connection:
         """One step in the mode that is on; how many frames it showed."""
         heard = self._heard
         call = session.back if self._mode == "back" else partial(session.step, self._action)
-        began = time.perf_counter()
         try:
             shown = await self._server.run(call)
         except Exception as error:
@@ -128,7 +127,7 @@ class Connection:
             await self._say({"type": "mode", "mode": self._mode})
             return 0
         heard = heard if self._mode == "play" else 0
-        await self._show(session, shown, heard, seconds=time.perf_counter() - began)
+        await self._show(session, shown, heard)
         return len(shown)
 
     async def _carry_out(self, told: dict[str, Any]) -> None:
@@ -174,9 +173,7 @@ class Connection:
             await self._send(frame, kind=messages.LOOPED, position=i)
         await self._say({"type": "loop", "frames": len(clip), "holds": holds})
 
-    async def _show(
-        self, session: Session, moments: Sequence[Moment], heard: int, *, seconds: float = 0.0
-    ) -> None:
+    async def _show(self, session: Session, moments: Sequence[Moment], heard: int) -> None:
         """Frames of the present, branches that the page has not seen, and where the present is."""
         for i, one in enumerate(moments):
             await asyncio.sleep(1 / self._fps if i else 0)  # frames of one chunk, each for its time
@@ -185,7 +182,7 @@ class Connection:
             await self._send(session.branches[number].last.frame, kind=messages.BRANCH, position=number)
         self._branches = set(session.branches)
         low, at, high = session.span
-        span = {"first": low, "present": at, "last": high, "seconds": round(seconds, 4)}
+        span = {"first": low, "present": at, "last": high}
         await self._say({"type": "span", **span, "branches": sorted(session.branches)})
 
     async def _strip(self, session: Session) -> None:
