@@ -1,7 +1,10 @@
-"""Train variants of a config through tokenizer and a fixed small dynamics at equal budget, and compare them.
+"""Train variants of a config through all stages at equal budget, a fixed small dynamics, and compare them.
 
-    python scripts/ablate.py quantizer configs/pong.py --workdir runs/ablate
-    python scripts/ablate.py losses configs/pong.py --workdir runs/ablate --tokenizer-steps 1500
+    python -m scripts.ablate quantizer configs/pong.py --workdir runs/ablate
+    python -m scripts.ablate losses configs/pong.py --workdir runs/ablate --tokenizer-steps 1500
+    python -m scripts.ablate heads configs/doom.py --tokenizer runs/doom --refine-steps 3000
+
+``heads`` compares refinement heads alone, on a tokenizer that is trained already.
 
 Prints a table in Markdown; ``WORKDIR/CONFIG/ABLATION.json`` keeps every figure. A run that was cut goes on.
 """
@@ -9,13 +12,22 @@ Prints a table in Markdown; ``WORKDIR/CONFIG/ABLATION.json`` keeps every figure.
 import argparse
 import dataclasses
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 
 import worldsim
 from worldsim.cli.options import load_config
 from worldsim.config import TrainConfig
+from worldsim.evaluate.held_out import load_held_out
+from worldsim.evaluate.pictures import Renderer, picture_table, renderers, shares_closed
 from worldsim.evaluate.run import Settings, evaluate
-from worldsim.train.run import train
+from worldsim.generate.extend import World
+from worldsim.models.world import split_module
+from worldsim.train.run import load_stage, train
 
 TERMS = ("charbonnier", "haar", "temporal", "ms_ssim", "rarity", "commitment", "continuous", "soft")
 VARIANTS = {
@@ -26,6 +38,11 @@ VARIANTS = {
     "losses": {"all terms": {}, "whole frames": {"tokenizer_loss": {"crop": 0}}}
     | {f"without {name}": {"tokenizer_loss": {name: 0.0}} for name in TERMS},
     "neighbours": {"seen": {}, "not seen": {"tokenizer": {"neighbours": False}}},
+    "heads": {
+        "diffusion": {},
+        "each code alone": {"refine": {"radius": 0, "neighbours": False}},
+        "regression": {"refine": {"kind": "regression"}},
+    },
 }
 SMALL = {"width": 96, "layers": 2, "heads": 4, "mlp": 384}
 """The dynamics that all variants are judged by."""
@@ -35,7 +52,11 @@ def variant(config: TrainConfig, changes: dict, *, steps: dict[str, int]) -> Tra
     """The config with fields of its tokenizer and losses changed, the small dynamics, and few steps."""
     parts = {
         name: dataclasses.replace(getattr(config.world, name), **extra)
-        for name, extra in (("tokenizer", changes.get("tokenizer", {})), ("dynamics", SMALL))
+        for name, extra in (
+            ("tokenizer", changes.get("tokenizer", {})),
+            ("dynamics", SMALL),
+            ("refine", changes.get("refine", {})),
+        )
     }
     stages = {
         name: dataclasses.replace(getattr(config, name), steps=count, save_every=count, sample_every=0)
@@ -48,13 +69,13 @@ def variant(config: TrainConfig, changes: dict, *, steps: dict[str, int]) -> Tra
 
 def measure(config: TrainConfig, workdir: Path) -> dict[str, float]:
     """Train and judge one variant."""
-    for stage in ("tokenizer", "dynamics"):
-        folder = train(config, workdir, stage=stage)
+    folder = train(config, workdir)
     settings = Settings(clips=12, horizon=16, samples=1)
     report = evaluate(worldsim.load(folder), config.data.path, workdir / "report", settings=settings)
     last = json.loads((workdir / "tokenizer" / "metrics.jsonl").read_text().splitlines()[-1])
     row = {
         "PSNR of q": report["pictures"]["q"]["psnr"],
+        "PSNR of q, refined": report["pictures"]["4 steps"]["psnr"],
         "PSNR of z": report["pictures"]["z"]["psnr"],
         "codes in use, % of the codebook": 100 * last["codes_used"],
         "nats a frame, forward": report["nats"]["forward"]["mean"],
@@ -67,6 +88,32 @@ def measure(config: TrainConfig, workdir: Path) -> dict[str, float]:
     if report["game"] == "sprites":
         row["sprites right from q, %"] = 100 * state["reader"]["right_from_codes"]
     return row
+
+
+def measure_heads(
+    configs: Mapping[str, TrainConfig], workdir: Path, *, tokenizer: Path
+) -> dict[str, dict[str, float]]:
+    """Train heads on one trained tokenizer, in a workdir each, and judge what they draw of held-out clips."""
+    ways: dict[str, Renderer] = {}
+    for name, config in configs.items():
+        folder = workdir / name.replace(" ", "-")
+        shutil.copytree(tokenizer / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        train(config, folder, stage="refine")
+        params = {part: load_stage(part, config, folder)[1] for part in ("tokenizer", "refine")}
+        shapes = split_module("dynamics", config.world)[1]
+        nobody = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        found = renderers(World.make(config.world, params | {"dynamics": nobody}))
+        ways |= {way if way in ("q", "z") else f"{name}, {way}": draw for way, draw in found.items()}
+    config = next(iter(configs.values()))
+    held = load_held_out(config.data.path, config.world, clips=12, horizon=64)
+    f = config.world.tokenizer.frames_per_chunk
+    rows, _ = picture_table(ways, held.frames[:, : held.frames.shape[1] // f * f])
+    closed = shares_closed(rows)
+    return {
+        name: {"PSNR": row["psnr"], "flicker": row["flicker"]}
+        | {f"{score} closed, %": 100 * share for score, share in closed.get(name, {}).items()}
+        for name, row in rows.items()
+    }
 
 
 def variants(ablation: str, config: TrainConfig) -> dict[str, dict]:
@@ -94,18 +141,35 @@ def main() -> None:
     parser.add_argument("--data", help="instead of the config's")
     parser.add_argument("--tokenizer-steps", type=int, default=2000)
     parser.add_argument("--dynamics-steps", type=int, default=800)
+    parser.add_argument("--refine-steps", type=int, default=300)
+    parser.add_argument("--tokenizer", type=Path, help="workdir of a trained tokenizer, for heads")
     args = parser.parse_args()
     base = load_config(args.config)
     if args.data:
         base = dataclasses.replace(base, data=dataclasses.replace(base.data, path=args.data))
-    steps = {"tokenizer": args.tokenizer_steps, "dynamics": args.dynamics_steps}
-    folder, rows = args.workdir / args.config.stem, {}
-    for name, changes in variants(args.ablation, base).items():
-        rows[name] = measure(
-            variant(base, changes, steps=steps), folder / args.ablation / name.replace(" ", "-")
-        )
-        (folder / f"{args.ablation}.json").write_text(json.dumps(rows, indent=1) + "\n")
-        print(table(rows), flush=True)
+    steps = {"refine": args.refine_steps}
+    if args.ablation != "heads":
+        steps |= {"tokenizer": args.tokenizer_steps, "dynamics": args.dynamics_steps}
+    elif args.tokenizer is None:
+        parser.error("heads are trained on a trained tokenizer: --tokenizer WORKDIR")
+    configs = {
+        name: variant(base, changes, steps=steps) for name, changes in variants(args.ablation, base).items()
+    }
+    folder = args.workdir / args.config.stem
+    if args.ablation == "heads":
+        rows = measure_heads(configs, folder / "heads", tokenizer=args.tokenizer)
+        finish(rows, folder / "heads.json")
+        return
+    rows = {}
+    for name, config in configs.items():
+        rows[name] = measure(config, folder / args.ablation / name.replace(" ", "-"))
+        finish(rows, folder / f"{args.ablation}.json")
+
+
+def finish(rows: dict[str, dict[str, float]], path: Path) -> None:
+    """Write what is known so far, and show it."""
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows), flush=True)
 
 
 if __name__ == "__main__":

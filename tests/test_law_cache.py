@@ -25,6 +25,7 @@ pytestmark = pytest.mark.law
 CONTEXT = 12
 WORLDS = {
     "one frame": tiny.config(context=CONTEXT, conditions=tiny.CONDITIONS),
+    "tokens see around them": tiny.config(context=CONTEXT, conditions=tiny.CONDITIONS, around=True),
     "two frames, patches": tiny.config(
         context=CONTEXT, conditions=tiny.CONDITIONS, frames_per_chunk=2, patch=2, rope_base=30.0
     ),

@@ -36,7 +36,7 @@ OPTIM = OptimConfig(learning_rate=1e-2, warmup=2)
 
 def some_config(steps=20):
     return TrainConfig(
-        world=tiny.config(context=15),
+        world=tiny.config(context=15, around=True),
         dynamics=StageConfig(
             steps=steps, batch=8, frames=20, optim=OPTIM, log_every=1, save_every=0, sample_every=0
         ),

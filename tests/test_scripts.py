@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_variants_differ_only_in_what_they_say(ablation):
         same = dataclasses.replace(
             config,
             tokenizer_loss=PONG.tokenizer_loss,
-            world=dataclasses.replace(config.world, tokenizer=PONG.world.tokenizer),
+            world=dataclasses.replace(config.world, tokenizer=PONG.world.tokenizer, refine=PONG.world.refine),
         )
         assert same == ablate.variant(PONG, {}, steps=steps)
 
@@ -58,14 +59,27 @@ def test_the_table_leaves_open_what_a_row_lacks():
 def test_an_ablation_trains_judges_and_keeps_its_figures(tmp_path, monkeypatch, capsys):
     make_sprites(tmp_path / "s.npz", config=SpriteConfig(size=32), episodes=4, test_episodes=4, length=40)
     command = f"ablate quantizer configs/sprites.py --data {tmp_path / 's.npz'} --workdir {tmp_path}"
-    monkeypatch.setattr(sys, "argv", f"{command} --tokenizer-steps 3 --dynamics-steps 2".split())
+    monkeypatch.setattr(
+        sys, "argv", f"{command} --tokenizer-steps 3 --dynamics-steps 2 --refine-steps 2".split()
+    )
     ablate.main()
-    rows = json.loads((tmp_path / "sprites" / "quantizer.json").read_text())
+    first = (tmp_path / "sprites" / "quantizer.json").read_text()
+    rows = json.loads(first)
     assert set(rows) == {"VQ", "FSQ"}
     for row in rows.values():
         assert row["nats a frame, forward"] > 10 and row["PSNR of z"] > 5
         assert 0 < row["codes in use, % of the codebook"] <= 100
     assert "| FSQ | " in capsys.readouterr().out
+    trained = tmp_path / "sprites" / "quantizer" / "VQ"
+    command = f"ablate heads {tmp_path / 'config.py'} --data {tmp_path / 's.npz'} --workdir {tmp_path}"
+    text = Path("configs/sprites.py").read_text().replace("steps=1500", "steps=3")
+    (tmp_path / "config.py").write_text(text)
+    monkeypatch.setattr(sys, "argv", f"{command} --tokenizer {trained} --refine-steps 2".split())
+    ablate.main()
+    rows = json.loads((tmp_path / "config" / "heads.json").read_text())
+    assert {"q", "z", "regression, regression", "diffusion, 4 steps", "each code alone, 1 step"} <= set(rows)
+    assert rows["q"]["PSNR"] == pytest.approx(json.loads(first)["VQ"]["PSNR of q"], abs=0.5)
+    assert "sharpness closed, %" in rows["regression, regression"] and set(rows["z"]) == {"PSNR", "flicker"}
 
 
 @pytest.mark.slow

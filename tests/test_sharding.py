@@ -72,6 +72,7 @@ def test_compute_dtype_is_float32_on_cpu():
 @pytest.mark.parametrize("part", sorted(MAKERS))
 def test_every_parameter_matches_exactly_one_rule(part):
     dynamics = DynamicsConfig(
+        around=True,
         action=ActionConfig("discrete", 6),
         conditions=(ConditionConfig("class"), ConditionConfig("text", "vector", 3)),
     )

@@ -132,6 +132,7 @@ class DynamicsConfig:
     Attributes:
       width, layers, heads, mlp: transformer sizes; ``width / heads`` must divide by 8.
       patch: codes along each side of a token; 2 makes four codes one token.
+      around: every layer begins with a 3x3 convolution over the tokens of each chunk.
       context: chunks a rollout keeps in its cache (and training sees before a chunk).
       pinned: chunks of them that a rollout may keep for good: what lies beyond a gap, a loop's anchor.
       max_noise: highest corruption level of the known stream in training.
@@ -145,6 +146,7 @@ class DynamicsConfig:
     heads: int = 6
     mlp: int = 768
     patch: int = 1
+    around: bool = False
     context: int = 15
     pinned: int = 4
     max_noise: float = 0.3

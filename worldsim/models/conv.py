@@ -27,10 +27,11 @@ class RMSNorm(nnx.Module):
 class DepthwiseConv(nnx.Module):
     """A 3x3 convolution of each channel alone, as nine shifted products that XLA fuses into one loop."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype=None):
+    def __init__(self, width: int, *, zero: bool = False, rngs: nnx.Rngs, dtype=None):
         init = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=2
         )
+        init = nnx.initializers.zeros if zero else init
         self.kernel = nnx.Param(init(rngs.params(), (3, 3, width)))
         self.dtype = dtype
 

@@ -92,7 +92,7 @@ class Dynamics(nnx.Module):
         self.conditions = nnx.Dict(
             {c.name: Door(c.kind, c.size, width, rngs=rngs) for c in config.conditions}
         )
-        self.transformer = Transformer(config, rngs=rngs, dtype=dtype)
+        self.transformer = Transformer(config, self.grid, self.lead, rngs=rngs, dtype=dtype)
         self.head = nnx.Linear(width, patch**2 * self.codebook, kernel_init=init, rngs=rngs, dtype=dtype)
 
     @property

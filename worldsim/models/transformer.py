@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from worldsim.config import DynamicsConfig, Remat
-from worldsim.models.conv import RMSNorm
+from worldsim.models.conv import DepthwiseConv, RMSNorm
 from worldsim.ops.ring_attention import ATTENTION
 
 Mix = Callable[
@@ -82,16 +82,42 @@ class MLP(nnx.Module):
         return self.down(nnx.gelu(self.up(x)))
 
 
+class Around(nnx.Module):
+    """What lies around each token in its chunk's grid; tokens before the grid get nothing. Starts as nothing.
+
+    Attention finds a thing by where it was; told of its surroundings, a token knows where a thing came from
+    that moved by less than a token or over its border.
+    """
+
+    def __init__(self, config: DynamicsConfig, grid: tuple[int, int], *, rngs: nnx.Rngs, dtype=None):
+        self.grid = grid
+        self.norm = RMSNorm(config.width)
+        self.conv = DepthwiseConv(config.width, zero=True, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b n d"], *, lead: int) -> Float[Array, "b n d"]:
+        rows, columns = self.grid
+        tokens = self.norm(x).reshape(-1, lead + rows * columns, x.shape[-1])[:, lead:]
+        seen = self.conv(tokens.reshape(-1, rows, columns, x.shape[-1]))
+        seen = seen.reshape(-1, rows * columns, x.shape[-1])
+        return jnp.pad(seen, ((0, 0), (lead, 0), (0, 0))).reshape(x.shape)
+
+
 class Layer(nnx.Module):
     """Attention and MLP, each on a normalised copy and added."""
 
-    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
+    def __init__(
+        self, config: DynamicsConfig, grid: tuple[int, int], lead: int, *, rngs: nnx.Rngs, dtype=None
+    ):
+        self.lead = lead
+        self.around = Around(config, grid, rngs=rngs, dtype=dtype) if config.around else None
         self.attention_norm = RMSNorm(config.width)
         self.attention = Attention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = RMSNorm(config.width)
         self.mlp = MLP(config, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b n d"], mix: Mix) -> Float[Array, "b n d"]:
+        if self.around is not None:
+            x = x + self.around(x, lead=self.lead)
         x = x + self.attention(self.attention_norm(x), mix)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -115,10 +141,14 @@ def _anew(layer: Layer, policy: Callable[..., bool]) -> Callable[[Array, Mix], A
 
 
 class Transformer(nnx.Module):
-    """A stack of layers and a last norm."""
+    """A stack of layers and a last norm, over chunks of ``lead`` tokens and a grid of them."""
 
-    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
-        self.layers = nnx.List([Layer(config, rngs=rngs, dtype=dtype) for _ in range(config.layers)])
+    def __init__(
+        self, config: DynamicsConfig, grid: tuple[int, int], lead: int, *, rngs: nnx.Rngs, dtype=None
+    ):
+        self.layers = nnx.List(
+            [Layer(config, grid, lead, rngs=rngs, dtype=dtype) for _ in range(config.layers)]
+        )
         self.norm = RMSNorm(config.width)
 
     def __call__(

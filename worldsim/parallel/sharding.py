@@ -30,6 +30,7 @@ PARAM_RULES: Rules = (
     (r"space|stream|noise", (None, "embed")),
     (r"(action|conditions/\w+)/table", (None, "embed")),
     (r"(action|conditions/\w+)/null", ("embed",)),
+    (r"transformer/layers/\d+/around/conv/kernel", (None, None, "embed")),
     (r"transformer/layers/\d+/attention/(query|key|value)/kernel", ("embed", "heads")),
     (r"transformer/layers/\d+/attention/(query|key)/bias", ("heads",)),
     (r"transformer/layers/\d+/attention/out/kernel", ("heads", "embed")),

@@ -92,7 +92,7 @@ def train(
         train_stage(_tokenizer(config, info, mesh), workdir, **run)
     if stage == "tokenizer":
         return workdir / "tokenizer"
-    steps, tokenizer = _trained("tokenizer", config, workdir)
+    steps, tokenizer = load_stage("tokenizer", config, workdir)
     if stage in ("refine", "all"):
         train_stage(_refine(config, tokenizer, mesh), workdir, **run)
     if stage in ("dynamics", "all"):
@@ -103,7 +103,7 @@ def train(
         parts = {"tokenizer": (steps, tokenizer)}
         for name in ("dynamics", "refine"):
             if _stands_at(workdir, name) >= getattr(config, name).steps:
-                parts[name] = _trained(name, config, workdir)
+                parts[name] = load_stage(name, config, workdir)
         export_world(
             config,
             info,
@@ -158,7 +158,7 @@ def _stands_at(workdir: Path, name: str) -> int:
     return max(steps, default=0)
 
 
-def _trained(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]:
+def load_stage(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]:
     """The steps and the averaged weights of a stage of the workdir.
 
     Raises:
