@@ -210,6 +210,9 @@ def test_every_config_builds_under_eval_shape(path):
     config = load_config(path)
     assert config.name == path.stem
     assert from_dict(TrainConfig, to_dict(config)) == config
+    older = to_dict(config)
+    del older["world"]["dynamics"]["around"]
+    assert from_dict(TrainConfig, older) == config, "what was added since means what it was before"
     world, f = config.world, config.world.tokenizer.frames_per_chunk
     size = (world.tokenizer.height, world.tokenizer.width, world.tokenizer.channels)
     graphs, shapes = {}, {}

@@ -13,14 +13,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def added(absent: Any) -> Any:
+    """A field that stored configs may lack, since they are older: this is what they meant, and the default."""
+    return dataclasses.field(default=absent, metadata={"absent": absent})
+
+
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """Rebuild a config from :func:`to_dict`'s values; unknown or missing keys are named.
 
     Raises:
-      ValueError: keys that ``kind`` does not have, or that are missing, all at once.
+      ValueError: keys that ``kind`` does not have, or that are missing and were not :func:`added` since, all
+        at once.
     """
     hints = get_type_hints(kind)
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    names = {field.name for field in fields}
+    values = {f.name: f.metadata["absent"] for f in fields if "absent" in f.metadata} | values
     problems = [f"unknown keys {wrong}"] if (wrong := sorted(set(values) - names)) else []
     problems += [f"no {missing}"] if (missing := sorted(names - set(values))) else []
     if problems:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from worldsim.plain import check_ranges
+from worldsim.plain import added, check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class DynamicsConfig:
     heads: int = 6
     mlp: int = 768
     patch: int = 1
-    around: bool = False
+    around: bool = added(False)
     context: int = 15
     pinned: int = 4
     max_noise: float = 0.3

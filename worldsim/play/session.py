@@ -25,6 +25,9 @@ from worldsim.types import Clip
 MOST, STATES, BRANCHES = 1200, 24, 12
 """Frames, states and branches that are kept; the oldest go first."""
 
+MEMORY = 512 * 2**20
+"""Bytes of frames and states that a session may hold, in all branches; large worlds keep fewer."""
+
 BEFORE, RENEW = 4, 64
 """Frames that are made at a time going back, and after how many they are begun anew from frames."""
 
@@ -106,6 +109,7 @@ class Session:
         self._moments = collections.deque(moments)
         self._at = len(moments) - 1
         self._states = {self.present.position: state}
+        self._most, self._most_states = _room(self.present.frame, state, least=len(moments) + self._f)
         self._before: Generated | None = None
         return self.present
 
@@ -144,7 +148,7 @@ class Session:
         first = self.present.position + 1
         new = [Moment(first + i, frame, action, known=False) for i, frame in enumerate(np.asarray(frames)[0])]
         self._moments.extend(new)
-        while len(self._moments) > MOST:
+        while len(self._moments) > self._most:
             self._moments.popleft()
             self._before = None
         self._at = len(self._moments) - 1
@@ -165,6 +169,8 @@ class Session:
         self.branches[branch.number] = branch
         while len(self.branches) > BRANCHES:
             del self.branches[min(self.branches)]
+        for old in sorted(self.branches)[: -self._most_states]:  # these are read anew from their frames
+            self.branches[old] = dataclasses.replace(self.branches[old], state=None)
         return branch
 
     def go(self, number: int) -> Moment:
@@ -234,7 +240,7 @@ class Session:
 
     def _keep(self, position: int, state: SimulatorState) -> None:
         self._states[position] = state
-        for old in sorted(self._states)[: max(0, len(self._states) - STATES)]:
+        for old in sorted(self._states)[: max(0, len(self._states) - self._most_states)]:
             del self._states[old]
 
     def _leave(self) -> None:
@@ -261,5 +267,13 @@ class Session:
         for i, frame in enumerate(self._before.clip.frames[:count][::-1], 1):
             self._moments.appendleft(Moment(first - i, frame, None, known=False))
         self._at += count
-        while len(self._moments) > MOST:
+        while len(self._moments) > self._most:
             self._states.pop(self._moments.pop().position, None)
+
+
+def _room(frame: np.ndarray, state: SimulatorState, *, least: int) -> tuple[int, int]:
+    """Frames of a timeline and states that fit half of ``MEMORY`` each: timelines of all branches, and the
+    states of the timeline beside those of branches."""
+    frames = MEMORY // 2 // (frame.nbytes * (BRANCHES + 1))
+    states = MEMORY // 4 // sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    return min(MOST, max(least, frames)), min(STATES, max(1, states))

@@ -13,7 +13,7 @@ let socket = null, hello = null, retry = 500, quiet = null;
 let mode = "pause", wanted = "pause", held = new Set(), action = null, heard = 0, sentAt = new Map();
 let own = null, loop = [], looping = null, begun = null, clicked = null;
 let arrivals = [];
-const delays = [], measured = { frames: 0, delays };
+const delays = [], measured = { heard: 0, told: 0 };
 globalThis.measured = measured; // for scripts/play_latency.py
 const branches = new Map();
 
@@ -94,12 +94,12 @@ function see(bytes) {
   addToStrip(shown);
   if (shown.kind === PASSED) return;
   stopLoop();
+  measured.heard = shown.heard;
   paint(screen, shown.image);
   screen.className = shown.known ? "known" : "made";
   const now = performance.now();
   arrivals.push(now);
   arrivals = arrivals.filter((then) => now - then < 2000);
-  measured.frames += 1;
   for (const [number, then] of sentAt) if (number <= shown.heard) {
     sentAt.delete(number);
     if (number === shown.heard) requestAnimationFrame(() => { delays.push(performance.now() - then); });
@@ -169,6 +169,7 @@ function choose() {
   if (JSON.stringify(next) === JSON.stringify(action)) return;
   action = next;
   heard += 1;
+  measured.told = heard;
   if (mode === "play") sentAt.set(heard, performance.now());
   say({ type: "act", action, heard });
   at("actions").querySelectorAll("button").forEach((one, i) => one.classList.toggle("on", i === action));
