@@ -45,8 +45,10 @@ CanvasRenderingContext2D.prototype.putImageData = function (image, ...at) {
   requestAnimationFrame(() => { one.time = performance.now(); });
 };
 addEventListener("keydown", (event) => {
-  if (!event.repeat) pressed.push({ key: event.code, time: performance.now(), number: null });
-  queueMicrotask(() => { pressed.at(-1).number ??= globalThis.measured?.told; });
+  if (event.repeat) return;
+  const one = { key: event.code, time: performance.now(), number: null };
+  pressed.push(one);
+  setTimeout(() => { one.number = globalThis.measured?.told; }); // once the page has heard it too
 }, true);
 """
 TOLD = """() => ({
@@ -89,9 +91,9 @@ def delays(pressed: Sequence[dict], pictures: Sequence[dict]) -> list[float]:
     out = []
     for key in pressed:
         for before, after in itertools.pairwise(pictures):
-            if (after["heard"] or 0) >= key["number"] and after["time"] > key["time"]:
-                if after["heard"] == key["number"] and (after["frame"] != before["frame"]).any():
-                    out.append(after["time"] - key["time"])
+            under = after["heard"] == key["number"] and after["time"] > key["time"]
+            if under and (after["frame"] != before["frame"]).any():
+                out.append(after["time"] - key["time"])
                 break
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -193,3 +194,12 @@ def test_it_listens_to_this_machine_alone(server):
     socket.create_connection(("127.0.0.1", port), 2).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), 2)
+
+
+def test_delays_are_told_from_the_pixels_that_the_page_paints():
+    command = [sys.executable, "-m", "scripts.play_latency", "pong", "--seconds", "6", "--browser", CHROMIUM]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 6 <= told["seconds"] < 8 and told["fps"] > 1
+    assert 5 <= told["key_to_picture_keys"] <= 11, "a key every 0.6 seconds"
+    assert 1 < told["key_to_picture_ms_median"] <= told["key_to_picture_ms_p95"]
+    assert told["key_to_paddle_keys"] >= 3, "the paddle goes where keys send it"

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scripts import ablate, gallery
@@ -87,3 +88,24 @@ def test_the_gallery_moves(tmp_path):
     paths = gallery.draw("pong", tmp_path, count=1)
     assert [path.name for path in paths] == [f"pong_{verb}.gif" for verb in ("forward", "backward", "loop")]
     assert all(path.read_bytes()[:3] == b"GIF" for path in paths)
+
+
+def test_delays_run_from_a_key_to_the_first_changed_picture_under_it():
+    play_latency = pytest.importorskip("scripts.play_latency", reason="playwright drives the browser")
+
+    def picture(time, heard, row):
+        frame = np.full((64, 64, 3), (144, 72, 17), np.uint8)
+        frame[row : row + 4, 55:57] = (92, 186, 92)  # the own paddle
+        return {"time": time, "heard": heard, "frame": frame}
+
+    pressed = [
+        {"key": "ArrowUp", "number": 1, "time": 100.0},
+        {"key": "ArrowDown", "number": 2, "time": 200.0},
+    ]
+    pictures = [
+        picture(90, 0, 30), picture(120, 0, 29), picture(150, 1, 29), picture(180, 1, 28),
+        picture(230, 2, 27), picture(260, 2, 30),
+    ]  # fmt: skip
+    assert play_latency.delays(pressed, pictures) == [80.0, 30.0], "the picture at 150 is as the one before"
+    assert play_latency.delays(pressed[:1], pictures[:3]) == []
+    assert play_latency.paddle_delays(pressed, pictures) == [20.0, 60.0]
