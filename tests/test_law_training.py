@@ -38,7 +38,12 @@ def seen(monkeypatch):
         }
         logits = jnp.asarray(rng.normal(size=(B, len(ROWS), 2, 2, 9)), jnp.float32)
         shown = []
-        monkeypatch.setattr(Dynamics, "two_stream", lambda _, *streams, **__: shown.extend(streams) or logits)
+        monkeypatch.setattr(
+            Dynamics,
+            "streams",
+            lambda _, *streams, **__: shown.extend(streams) or (jnp.zeros((B, P, 1)), logits),
+        )
+        monkeypatch.setattr(Dynamics, "logits", lambda _, made: made)
         model = tiny.model("dynamics", tiny.config(context=7, conditions=tiny.CONDITIONS))
         options = {"digits": (3, 3), "mix": MixConfig(chunks=P, queries=len(ROWS), **mix)}
         loss, metrics = dynamics_loss(model, batch, jax.random.key(key), **options)

@@ -73,6 +73,7 @@ def test_compute_dtype_is_float32_on_cpu():
 def test_every_parameter_matches_exactly_one_rule(part):
     dynamics = DynamicsConfig(
         around=True,
+        outcomes=("rewards", "ends"),
         action=ActionConfig("discrete", 6),
         conditions=(ConditionConfig("class"), ConditionConfig("text", "vector", 3)),
     )

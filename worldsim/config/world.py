@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from worldsim.plain import added, check_ranges
 
@@ -125,6 +125,10 @@ class TokenizerConfig:
         return self.levels if self.quantizer == "fsq" else (self.codes,)
 
 
+Outcome = Literal["rewards", "ends"]
+"""What an episode says of a frame beside its picture."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DynamicsConfig:
     """The chunk-causal transformer over codes.
@@ -139,6 +143,8 @@ class DynamicsConfig:
       rope_base: of the time rotation; see :mod:`worldsim.ops.rope`.
       action: what leads from frame to frame.
       conditions: per-chunk conditions besides the actions.
+      outcomes: what it tells of each chunk beside its codes, where the data has it: ``rewards``, their sum
+        over the chunk's frames, and ``ends``, whether the episode ends with it.
     """
 
     width: int = 192
@@ -153,8 +159,13 @@ class DynamicsConfig:
     rope_base: float = 1000.0
     action: ActionConfig = ActionConfig()
     conditions: tuple[ConditionConfig, ...] = ()
+    outcomes: tuple[Outcome, ...] = added(())
 
     def __post_init__(self) -> None:
+        if len(set(self.outcomes)) < len(self.outcomes) or set(self.outcomes) - set(get_args(Outcome)):
+            raise ValueError(
+                f"DynamicsConfig: outcomes {self.outcomes}; take any of {get_args(Outcome)}, once each."
+            )
         if self.width % self.heads or (self.width // self.heads) % 8:
             raise ValueError(
                 f"DynamicsConfig: width {self.width} over {self.heads} heads; the head width must "

@@ -1,7 +1,9 @@
 """A world as a Gymnasium environment, alone or many at once.
 
-Observations are frames; actions are the world's own. Rewards are 0 and no episode ends by itself: a world of
-video knows neither. What is random, the clip that an episode begins with and all draws, comes from the seed.
+Observations are frames; actions are the world's own. Where the world tells rewards and ends
+(``DynamicsConfig.outcomes``), the reward is what it expects of the step, and an episode terminates where an
+end is likelier than not; else rewards are 0 and no episode ends by itself. What is random, the clip that an
+episode begins with and all draws, comes from the seed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from worldsim.generate.extend import World
-from worldsim.generate.simulate import Simulator
+from worldsim.generate.simulate import Simulator, SimulatorState, graft
 from worldsim.types import Clip
 from worldsim.worlds import clips as bundled_clips
 
@@ -73,6 +75,13 @@ class _Source:
         return self.simulator.reset(chosen, keys), np.stack([clip.frames[-1] for clip in chosen]), which
 
 
+def _outcomes(state: SimulatorState, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards ``[count]`` of the latest step, and whether the episodes ended with it."""
+    rewards = np.zeros(count) if state.rewards is None else np.asarray(state.rewards, np.float64)
+    over = np.zeros(count, bool) if state.ends is None else np.asarray(state.ends) > 0.5
+    return rewards, over
+
+
 class WorldEnv(gymnasium.Env):
     """One world. ``reset(options={"clip": i})`` begins with clip i."""
 
@@ -121,7 +130,8 @@ class WorldEnv(gymnasium.Env):
             raise gymnasium.error.ResetNeeded("WorldEnv: call reset before step.")
         self._state, frames = self._source.simulator.step(self._state, np.asarray(action)[None])
         self._frame = np.array(frames[0, 0])
-        return self._frame.copy(), 0.0, False, False, {}
+        rewards, over = _outcomes(self._state, 1)
+        return self._frame.copy(), float(rewards[0]), bool(over[0]), False, {}
 
     def render(self) -> np.ndarray | None:
         """The last frame, RGB."""
@@ -131,7 +141,7 @@ class WorldEnv(gymnasium.Env):
 
 
 class WorldVectorEnv(VectorEnv):
-    """Many worlds in one program. All begin and are truncated together; the step after that begins anew."""
+    """Many worlds in one program. One that ended or was truncated begins anew with its next step."""
 
     metadata = {  # noqa: RUF012
         "render_modes": ["rgb_array"], "render_fps": 15, "autoreset_mode": AutoresetMode.NEXT_STEP,
@@ -166,7 +176,8 @@ class WorldVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata = self.metadata | {"render_fps": self._source.fps or 15}
-        self._limit, self._count = max_episode_steps, 0
+        self._limit = max_episode_steps
+        self._count, self._over = np.zeros(num_envs, int), np.zeros(num_envs, bool)
         self._state: Any = None
         self._frames: np.ndarray | None = None
 
@@ -174,21 +185,36 @@ class WorldVectorEnv(VectorEnv):
         """Begin each world with a clip; observations are the clips' last frames."""
         super().reset(seed=seed)
         self._state, self._frames, which = self._source.begin(self.np_random, self.num_envs, options)
-        self._count = 0
+        self._count, self._over = np.zeros(self.num_envs, int), np.zeros(self.num_envs, bool)
         return self._frames.copy(), {"clip": which, "_clip": np.ones(self.num_envs, bool)}
 
     def step(self, actions: Any):
-        """The frames that the actions lead to; right after a truncation, those of a new beginning."""
+        """The frames that the actions lead to; of worlds that were over, those of a new beginning."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("WorldVectorEnv: call reset before step.")
-        nothing = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
-        if self._limit is not None and self._count >= self._limit:
+        again, info = self._over, {}
+        if again.all():
             frames, info = self.reset()
-            return frames, nothing[0], nothing[1], nothing[1].copy(), info
+            return self._answer(frames, np.zeros(self.num_envs), again & False, info)
         self._state, frames = self._source.simulator.step(self._state, np.asarray(actions))
-        self._frames, self._count = np.array(frames[:, 0]), self._count + 1
-        over = np.full(self.num_envs, self._limit is not None and self._count >= self._limit)
-        return self._frames.copy(), nothing[0], nothing[1], over, {}
+        frames, self._count = np.array(frames[:, 0]), self._count + 1
+        rewards, ended = _outcomes(self._state, self.num_envs)
+        if again.any():
+            state, fresh, which = self._source.begin(self.np_random, self.num_envs, None)
+            self._state = graft(self._state, state, again)
+            frames[again], self._count[again] = fresh[again], 0
+            rewards, ended = np.where(again, 0.0, rewards), ended & ~again
+            info = {"clip": np.where(again, which, 0), "_clip": again}
+        return self._answer(frames, rewards, ended, info)
+
+    def _answer(
+        self, frames: np.ndarray, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """What :meth:`step` returns; who is over is remembered."""
+        late = np.full(self.num_envs, self._limit is not None) & (self._count >= (self._limit or 0))
+        late &= self._count > 0
+        self._frames, self._over = frames, ended | late
+        return frames.copy(), rewards, ended, late, info
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """The last frame of each world, RGB."""

@@ -122,12 +122,13 @@ def draw_chunk(
 
 def generate(
     model: Dynamics, cache: KVCache, row: Rows, keys: Array, dials: Dials
-) -> tuple[Int[Array, "b 1 h w"], Entry]:
-    """The codes of one row of a plan, and what its chunk brings to the cache."""
+) -> tuple[Int[Array, "b 1 h w"], Entry, dict[str, Float[Array, "b 1 v"]]]:
+    """The codes of one row of a plan, what its chunk brings to the cache, and its outcomes."""
     query = row.chunks(stream=QUERY)
     past = model.past(cache, query)  # what a query sees of it, its known chunk sees
     codes = draw_chunk(model, query, past, chunk_keys(keys, row.times[0]), dials)
-    return codes, model.enter(dataclasses.replace(row, codes=codes).chunks(stream=KNOWN), past)
+    known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN)
+    return codes, *model.enter_and_tell(known, past)
 
 
 @partial(jax.jit, static_argnames="graph", donate_argnames="cache")
@@ -145,7 +146,7 @@ def rollout_block(
         cache, entry, slot, codes = carry
         cache = jax.lax.optimization_barrier(write(cache, entry, slot))
         row = _row(rows, i)
-        drawn, entry = generate(model, cache, row, keys, dials)
+        drawn, entry, _ = generate(model, cache, row, keys, dials)
         codes = jax.lax.dynamic_update_slice_in_dim(codes, drawn, i, axis=1)
         return cache, entry, row.slots, codes
 

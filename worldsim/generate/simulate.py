@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import detail_keys
@@ -31,6 +31,7 @@ from worldsim.generate.prefill import Rows
 from worldsim.generate.render import draw_next, tokenize
 from worldsim.generate.rollout import Dials
 from worldsim.models.cache import KVCache, write
+from worldsim.ops import twohot
 from worldsim.plan import Plan
 from worldsim.types import Clip
 
@@ -51,6 +52,8 @@ class SimulatorState:
       turn: slots that have been given out; the next chunk takes the one that was written longest ago.
       codes: of the latest chunk.
       latents: of the latest chunk as it was drawn; the next one is drawn beside it.
+      rewards: what the world expects of arriving at the latest chunk; None where it tells no rewards.
+      ends: how likely the episode ended with it; None where it tells no ends. Both are 0 after a reset.
     """
 
     cache: KVCache
@@ -60,6 +63,8 @@ class SimulatorState:
     turn: Int[Array, ""]
     codes: Int[Array, "b 1 h w"]
     latents: Float[Array, "b 1 h w z"]
+    rewards: Float[Array, "b"] | None = None
+    ends: Float[Array, "b"] | None = None
 
 
 @partial(jax.jit, static_argnames=("graphs", "frames", "show"))
@@ -79,7 +84,7 @@ def _step(
         conditions={},
     )
     model = nnx.merge(graphs[0], params[0])
-    new, entry = rollout.generate(model, state.cache, row, state.keys, dials)
+    new, entry, told = rollout.generate(model, state.cache, row, state.keys, dials)
     shown, latents = new[:, 0], state.latents
     if show == "frames":
         codes, keys = jnp.concatenate([state.codes, new], axis=1), detail_keys(state.keys, dials)
@@ -93,8 +98,46 @@ def _step(
         turn=state.turn + 1,
         codes=new,
         latents=latents,
+        rewards=twohot.mean(told["rewards"][:, 0]) if "rewards" in told else None,
+        ends=jax.nn.sigmoid(told["ends"][:, 0, 0]) if "ends" in told else None,
     )
     return after, shown
+
+
+@jax.jit
+def graft(
+    state: SimulatorState, other: SimulatorState, where: Bool[Array | np.ndarray, "b"]
+) -> SimulatorState:
+    """A state in which some worlds are those of another, as when one of many episodes begins anew.
+
+    The others' chunks are moved to this state's time and order, which only change what their draws are.
+
+    Args:
+      state: of b worlds.
+      other: of as many, of the same simulator.
+      where: which of them to take from ``other``.
+    """
+    slots = state.cache.times.shape[1]
+    late, behind = state.turn - other.turn, state.order - other.order
+    move = lambda a: jnp.roll(a, late * (a.shape[2] // slots), axis=2)
+    ids = other.cache.ids.at[..., 1].add(behind)
+    cache = KVCache(
+        tuple(map(move, other.cache.keys)),
+        tuple(map(move, other.cache.values)),
+        jnp.roll(other.cache.times + (state.time - other.time), late, axis=1),
+        jnp.roll(ids, late, axis=1),
+    )
+    moved = dataclasses.replace(other, cache=cache, time=state.time, order=state.order, turn=state.turn)
+
+    def choose(new: Array, old: Array) -> Array:
+        return old if jnp.ndim(old) == 0 else jnp.where(where.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    keys = jax.random.wrap_key_data(
+        choose(jax.random.key_data(moved.keys), jax.random.key_data(state.keys)),
+        impl=jax.random.key_impl(state.keys),
+    )
+    plain = [dataclasses.replace(one, keys=jnp.zeros(())) for one in (moved, state)]
+    return dataclasses.replace(jax.tree.map(choose, *plain), keys=keys)
 
 
 class Simulator:
@@ -182,6 +225,7 @@ class Simulator:
             turn=jnp.int32(state.ring),
             codes=jnp.asarray(latest[:, 1:]),
             latents=latents,
+            **{name: jnp.zeros(len(clips)) for name in config.dynamics.outcomes},
         )
 
     def step(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from worldsim.config import DynamicsConfig, Remat, TokenizerConfig
 from worldsim.models.cache import Entry, KVCache, empty_cache, write
 from worldsim.models.transformer import Transformer
-from worldsim.ops import rope
+from worldsim.ops import rope, twohot
 from worldsim.ops.attention import attend, attend_block, context_size, merge
 from worldsim.ops.cached_attention import Part, attend_parts
 from worldsim.ops.once import once
@@ -64,6 +64,26 @@ class Door(nnx.Module):
         return jnp.where(missing[..., None], self.null[...], value)
 
 
+class Outcomes(nnx.Module):
+    """Rewards and ends of chunks, read from what the transformer makes of them once their codes are known."""
+
+    def __init__(self, config: DynamicsConfig, *, rngs: nnx.Rngs, dtype=None):
+        sizes = {"rewards": len(twohot.BINS), "ends": 1}
+        zeros = nnx.initializers.zeros
+        self.up = nnx.Linear(config.width, config.width, rngs=rngs, dtype=dtype)
+        self.down = nnx.Dict(
+            {
+                name: nnx.Linear(config.width, sizes[name], kernel_init=zeros, rngs=rngs, dtype=dtype)
+                for name in config.outcomes
+            }
+        )
+
+    def __call__(self, x: Float[Array, "b p n d"]) -> dict[str, Float[Array, "b p v"]]:
+        """Logits over the bins of rewards, and of the end, by name."""
+        pooled = nnx.gelu(self.up(x)).max(2)  # one token may tell all
+        return {name: layer(pooled).astype(jnp.float32) for name, layer in self.down.items()}
+
+
 class Dynamics(nnx.Module):
     """Predicts the codes of a chunk from every chunk generated before it.
 
@@ -93,6 +113,7 @@ class Dynamics(nnx.Module):
             {c.name: Door(c.kind, c.size, width, rngs=rngs) for c in config.conditions}
         )
         self.transformer = Transformer(config, self.grid, self.lead, rngs=rngs, dtype=dtype)
+        self.outcomes = Outcomes(config, rngs=rngs, dtype=dtype) if config.outcomes else None
         self.head = nnx.Linear(width, patch**2 * self.codebook, kernel_init=init, rngs=rngs, dtype=dtype)
 
     @property
@@ -143,7 +164,16 @@ class Dynamics(nnx.Module):
     def _ids(self, ids: Int[Array, "b p 3"]) -> Int[Array, "b m 3"]:
         return jnp.repeat(ids, self.tokens, axis=1)
 
-    def _logits(self, x: Float[Array, "b m d"]) -> Float[Array, "b p h w v"]:
+    def tell(self, x: Float[Array, "b n d"]) -> dict[str, Float[Array, "b p v"]]:
+        """Logits of the outcomes of known chunks, by name, from what the transformer made of their tokens."""
+        if self.outcomes is None:
+            return {}
+        return self.outcomes(
+            rearrange(x, "b (p n) d -> b p n d", n=self.tokens).astype(self.dtype or x.dtype)
+        )
+
+    def logits(self, x: Float[Array, "b m d"]) -> Float[Array, "b p h w v"]:
+        """Of the codes of all chunks, from what the transformer made of their tokens."""
         b = x.shape[0]
         codes = x.reshape(b, -1, self.tokens, x.shape[-1])[:, :, self.lead :]
         logits = self.head(codes.astype(self.dtype or x.dtype)).astype(jnp.float32)
@@ -165,6 +195,12 @@ class Dynamics(nnx.Module):
         Returns:
           Logits for every code of every query chunk.
         """
+        return self.logits(self.streams(known, query, strategy=strategy, remat=remat)[1])
+
+    def streams(
+        self, known: Chunks, query: Chunks, *, strategy: str = "local", remat: Remat = "none"
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b m d"]]:
+        """What the transformer makes of the tokens of both streams of :meth:`two_stream`."""
         parts = 1 if strategy == "local" else context_size()
         both = jax.tree.map(partial(_alternate, parts=parts), known, query)
         turns, ids = rope.turns(self._angles(both.times - known.times[:, :1])), self._ids(both.ids)
@@ -175,8 +211,9 @@ class Dynamics(nnx.Module):
 
         x = self.transformer(self.embed(both), lambda _: mix, remat=remat)
         share = known.codes.shape[1] // parts * self.tokens
-        x = rearrange(x, "b (n s) d -> b n s d", n=parts)[:, :, share:]
-        return self._logits(rearrange(x, "b n s d -> b (n s) d"))
+        x = rearrange(x, "b (n s) d -> b n s d", n=parts)
+        joined = lambda part: rearrange(part, "b n s d -> b (n s) d")
+        return joined(x[:, :, :share]), joined(x[:, :, share:])
 
     def past(self, cache: KVCache, readers: Chunks) -> tuple[Part, ...]:
         """What a cache shows to chunks, per layer: keys rotated as seen from the first of them.
@@ -220,14 +257,20 @@ class Dynamics(nnx.Module):
 
     def predict(self, query: Chunks, past: tuple[Part, ...]) -> Float[Array, "b p h w v"]:
         """Logits of masked chunks against what :meth:`past` gave for them."""
-        return self._logits(self._read(query, past)[0])
+        return self.logits(self._read(query, past)[0])
 
     def enter(self, known: Chunks, past: tuple[Part, ...] | None) -> Entry:
         """What known chunks bring to a cache, read under the same law: each reads the past, and those of
         lower order among them."""
-        _, kept = self._read(known, past)
+        return self.enter_and_tell(known, past)[0]
+
+    def enter_and_tell(
+        self, known: Chunks, past: tuple[Part, ...] | None
+    ) -> tuple[Entry, dict[str, Float[Array, "b p v"]]]:
+        """What :meth:`enter` gives, and the chunks' outcomes as :meth:`tell` has them."""
+        x, kept = self._read(known, past)
         keys, values = zip(*kept, strict=True)
-        return Entry(keys, values, known.times, known.ids)
+        return Entry(keys, values, known.times, known.ids), self.tell(x)
 
     def commit(self, known: Chunks, cache: KVCache, slots: Int[Array, "p"]) -> KVCache:
         """The cache with known chunks written to their slots."""

@@ -36,6 +36,10 @@ PARAM_RULES: Rules = (
     (r"transformer/layers/\d+/attention/out/kernel", ("heads", "embed")),
     (r"transformer/layers/\d+/mlp/up/kernel", ("embed", "mlp")),
     (r"transformer/layers/\d+/mlp/down/kernel", ("mlp", "embed")),
+    (r"outcomes/up/kernel", ("embed", None)),
+    (r"outcomes/up/bias", (None,)),
+    (r"outcomes/down/(rewards|ends)/kernel", (None, None)),
+    (r"outcomes/down/(rewards|ends)/bias", (None,)),
     (r"head/kernel", ("embed", None)),
     (r"head/bias", (None,)),
     # Refinement head.

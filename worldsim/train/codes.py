@@ -80,7 +80,8 @@ def encode_source(
       progress: called with records done and in all, of this process.
 
     Returns:
-      Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``: one row a chunk.
+      Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``, ``rewards [p]`` summed
+      over a chunk's frames and ``ends [p]`` in any of them: one row a chunk.
     """
     mark = f"{config.tokenizer} {params_hash(params)} {_source_hash(source)}"
     index, count = jax.process_index(), jax.process_count()
@@ -124,15 +125,26 @@ def _encode(
         codes, count = encode(record["frames"]), int(lengths[i])
         rows = {"codes": codes}
         for name, array in record.items():
-            if name == "actions" or name.startswith("condition_"):
-                per_chunk = array[: count * f].reshape(count, f, *array.shape[1:])
-                rows[name] = per_chunk if name == "actions" else per_chunk[:, 0]
+            if name in ("actions", "rewards", "ends") or name.startswith("condition_"):
+                rows[name] = _by_chunk(name, array[: count * f].reshape(count, f, *array.shape[1:]))
         for name, array in rows.items():
             shape = (len(mine), int(lengths.max()), *array.shape[1:])
             columns.setdefault(name, np.zeros(shape, array.dtype))[row, :count] = array
         if progress is not None:
             progress(row + 1, len(mine))
     return columns
+
+
+def _by_chunk(name: str, frames: np.ndarray) -> Any:
+    """A row a chunk of what is known of its frames ``[p f ...]``."""
+    match name:
+        case "actions":
+            return frames
+        case "rewards":
+            return frames.sum(1, dtype=np.float32)
+        case "ends":
+            return np.any(frames, axis=1)
+    return frames[:, 0]
 
 
 def _join(path: Path, shares: list[Path], *, records: int, mark: str) -> None:

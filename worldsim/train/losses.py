@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from worldsim.config import MixConfig, RefineLossConfig, Remat, TokenizerLossConfig
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.models.refine import RefineHead
 from worldsim.models.tokenizer import Tokenizer
-from worldsim.ops import diffusion, haar, quantize
+from worldsim.ops import diffusion, haar, quantize, twohot
 from worldsim.ops.attention import KNOWN, PADDING, QUERY
 from worldsim.train.crops import unusual
 
@@ -112,6 +112,10 @@ def tokenizer_loss(
     return jnp.asarray(loss), metrics
 
 
+OUTCOMES = 0.1
+"""Weight of a nat per reward or end beside one per code."""
+
+
 def dynamics_loss(
     model: Dynamics,
     batch: dict[str, Array],
@@ -136,7 +140,8 @@ def dynamics_loss(
       strategy, remat: see :meth:`Dynamics.two_stream`.
 
     Returns:
-      Mean nats per masked code, and metrics: the same in nats per masked code, and accuracy.
+      Mean nats per masked code, with ``OUTCOMES`` of those per reward and end where the model tells them, and
+      metrics: these and the accuracy.
     """
     clean_key, noise_key, corrupt_key, ratio_key, mask_key, null_key = jax.random.split(key, 6)
     codes, rows = batch["codes"].astype(jnp.int32), batch["queries"]
@@ -169,13 +174,31 @@ def dynamics_loss(
         noise=jnp.zeros_like(query.noise),
         ids=jnp.stack([own, query.ids[..., 1], jnp.full_like(own, QUERY)], axis=-1),
     )
-    logits = model.two_stream(known, query, strategy=strategy, remat=remat)
+    read, asked_for = model.streams(known, query, strategy=strategy, remat=remat)
+    logits = model.logits(asked_for)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
     masked &= (own != PADDING)[..., None, None]
     count = jnp.maximum(masked.sum(), 1)
     nats = -(log_p * masked).sum() / count
     right = ((logits.argmax(-1) == target) & masked).sum() / count
-    return nats, {"nats_per_code": nats, "accuracy": right}
+    told = outcome_nats(model.tell(read), batch, there=segments != PADDING)
+    loss = nats + OUTCOMES * sum(told.values(), jnp.float32(0.0))
+    return loss, {"nats_per_code": nats, "accuracy": right} | told
+
+
+def outcome_nats(
+    told: dict[str, Float[Array, "b p v"]], batch: dict[str, Array], *, there: Bool[Array, "b p"]
+) -> dict[str, Float[Array, ""]]:
+    """Mean nats per chunk of rewards and ends under what the model tells of them, of those chunks that are
+    ``there``."""
+    out = {}
+    if "rewards" in told:
+        out["nats_per_reward"] = twohot.cross_entropy(told["rewards"], batch["rewards"].astype(jnp.float32))
+    if "ends" in told:
+        sign = jnp.where(batch["ends"], 1.0, -1.0)
+        out["nats_per_end"] = jax.nn.softplus(-sign * told["ends"][..., 0])
+    count = jnp.maximum(there.sum(), 1)
+    return {name: (nats * there).sum() / count for name, nats in out.items()}
 
 
 def _number(segments: Int[Array, "b p"], orders: Int[Array, "b p"], *, most: int) -> Int[Array, "b p 2"]:

@@ -138,6 +138,7 @@ def _dynamics(
     path, split = config.data.path, config.data.split
     keys = ("frames",) + ("actions",) * (config.world.dynamics.action.kind != "none")
     keys += tuple(f"condition_{c.name}" for c in config.world.dynamics.conditions)
+    keys += config.world.dynamics.outcomes
     source = open_source(path, split, keys=keys, cache=0)
     count = partial(Counter("encoding"), split) if is_lead() else None
     codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
