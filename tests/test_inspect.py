@@ -17,7 +17,7 @@ from rich.console import Console
 
 from worldsim import cli
 from worldsim.cli.inspect import EVERY, with_seconds
-from worldsim.config import StageConfig, TrainConfig
+from worldsim.config import ActionConfig, StageConfig, TrainConfig
 from worldsim.data.video import write_video
 from worldsim.evaluate.plots import Line, Panel
 from worldsim.inspect import attention, heat, pages, played, runs
@@ -56,12 +56,13 @@ def predicted(graph, params, known, query):
 
 
 @pytest.fixture(scope="module")
-def looked(world):
+def looked():
     """Known chunks of orders 0 to 5 beside a query of order 3, for every token of it."""
+    world = tiny.make_world(tiny.config(around=True), parts=("tokenizer", "dynamics"))
     known, query = chunks(world, range(6), KNOWN), chunks(world, [3], QUERY, seed=1, masked=True)
-    model = nnx.merge(*world.dynamics)
-    each = [attention.token_weights(*world.dynamics, known, query, jnp.int32(n)) for n in range(model.tokens)]
-    return model, known, query, each
+    tokens = nnx.merge(*world.dynamics).tokens
+    each = [attention.token_weights(*world.dynamics, known, query, jnp.int32(n)) for n in range(tokens)]
+    return world, known, query, each
 
 
 @pytest.mark.law
@@ -80,17 +81,18 @@ def test_weights_times_values_are_what_the_models_attention_reads(looked):
 
 @pytest.mark.law
 def test_chunks_of_higher_order_get_nothing_and_earlier_ones_do(looked):
-    model, _, _, each = looked
+    world, _, _, each = looked
+    tokens = nnx.merge(*world.dynamics).tokens
     for found, _, _ in each:
-        parts = np.asarray(found).reshape(*found.shape[:2], -1, model.tokens)
+        parts = np.asarray(found).reshape(*found.shape[:2], -1, tokens)
         assert (parts[:, :, 3:6] == 0).all()
         assert (parts[:, :, :3].sum(-1) > 0).all()
         assert (parts[:, :, 6].sum(-1) > 0).all()
 
 
 @pytest.mark.law
-def test_to_be_looked_at_changes_nothing(world, looked):
-    _, known, query, each = looked
+def test_to_be_looked_at_changes_nothing(looked):
+    world, known, query, each = looked
     want = predicted(*world.dynamics, known, query)
     np.testing.assert_allclose(each[0][2], want, atol=1e-5)
 
@@ -124,6 +126,13 @@ def test_the_token_that_changes_is_the_one_by_default(world):
     frames[3, 12, 2] = 255
     clip = attention.Clip(frames)
     assert attention.look(world, clip).token == (1, 0)
+
+
+def test_a_world_without_actions_leaves_those_of_a_clip_out():
+    plain = tiny.make_world(tiny.config(action=ActionConfig()), parts=("tokenizer", "dynamics"))
+    found = attention.look(plain, tiny.make_clip(3), token=(0, 0))
+    assert found.lead == 0 and found.weights.shape[-1] == 4
+    np.testing.assert_allclose(found.weights.sum((-1, -2)), 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

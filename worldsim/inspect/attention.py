@@ -107,7 +107,8 @@ def look(
         )
     known = clip[int(seen[0]) * f : int(seen[-1] + 1) * f]
     own = clip[chunk * f : (chunk + 1) * f]
-    request = extend_request(known, f, world.config, direction=direction, actions=own.actions, verb="inspect")
+    led = None if world.config.dynamics.action.kind == "none" else own.actions
+    request = extend_request(known, f, world.config, direction=direction, actions=led, verb="inspect")
     codes = tokenize(
         *world.tokenizer, np.concatenate([request.frames, own.frames])[None], frames_per_chunk=f
     )[:, [*request.sources[:-1], -1]]

@@ -79,7 +79,7 @@ def _policies(known: dict[str, Any]) -> list[Table]:
         for policy, count in split["policies"].items()
         if policy
     ]
-    return [Table(("frames by policy", ""), rows)] if rows else []
+    return [Table(("played by", "frames"), rows)] if rows else []
 
 
 def _sheets(rows: list[np.ndarray], labels: list[str]) -> list[Sheet]:

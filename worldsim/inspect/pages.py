@@ -28,6 +28,7 @@ body { max-width: 74rem; } p { max-width: 60rem; } .sheet { max-width: 100%; ima
 .bars span { display: inline-block; height: .8rem; border-radius: 2px; vertical-align: middle; }
 .bars span { background: #2f7fd6; }
 .bars .marked { background: #d9822b; } .bars td.bar { width: 24rem; text-align: left; }
+td + td, th { white-space: nowrap; } table.plain td { white-space: normal; }
 table.plain td { text-align: left; vertical-align: top; }
 table.plain td:first-child { color: var(--dim); white-space: nowrap; }
 td.share { padding: .22rem .5rem; }

@@ -87,6 +87,8 @@ def played(world: World, clip: Clip, ask: Question, *, source: str) -> tuple[lis
       ValueError: a clip that the world can't take, or that is too short; a token, frame, layer or head that
         there is not.
     """
+    if world.config.dynamics.action.kind == "none":
+        clip = dataclasses.replace(clip, actions=None)
     found = look(world, clip, token=ask.token, frame=ask.frame, direction=ask.direction)
     attention, weights = attention_section(found, clip, layer=ask.layer, head=ask.head)
     made, figures = _continued(world, clip, ask, source)
@@ -130,8 +132,8 @@ def _continued(world: World, clip: Clip, ask: Question, source: str) -> tuple[Se
     actions = "its true actions" if clip.actions is not None else "no actions"
     note = (
         f"{source}: {known} frames known, {new} made {ask.direction} with {actions} in {ask.steps} passes a "
-        f"chunk. Truth above, the world below; orange frames are made. PSNR {figures['psnr']:.1f} dB, of "
-        f"copying the nearest known frame {figures['psnr_copy']:.1f} dB."
+        f"chunk. Truth above, the world below; orange frames are made. PSNR {figures['psnr']:.1f} dB (at "
+        f"most {PSNR_CAP:g}), of copying the nearest known frame {figures['psnr_copy']:.1f} dB."
     )
     return Section("What it makes", [sheet], note), figures
 

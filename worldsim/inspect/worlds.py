@@ -153,6 +153,7 @@ def _config_rows(config: WorldConfig) -> list[tuple[str, str]]:
     stack = (
         f"{d.layers} layers of {d.heads} heads, width {d.width}, mlp {d.mlp}; "
         f"{codes // patch} tokens a chunk, {patch} code{'s' * (patch > 1)} each"
+        f"{', 3x3 convolutions around tokens' * d.around}"
     )
     seen = f"{d.context} chunks, {d.context * f / config.fps:.1f} s; {d.pinned} of them may be pinned"
     widths = ", ".join(map(str, t.widths))
@@ -199,7 +200,9 @@ def _score_rows(scores: dict[str, Any]) -> list[Table]:
         cells = ["" if one.get(h) is None else one[h] for h in _HORIZONS]
         texts = [f"{100 * cell:.0f} %" if percent and cell != "" else cell for cell in cells]
         rows.append([_words(name), *texts])
-    single = [[_words(name), one] for name, one in scores.items() if not isinstance(one, dict)]
+    single = [
+        [_words(name), one] for name, one in scores.items() if not isinstance(one, dict) and name != "clips"
+    ]
     tables = [Table(("frames", *_HORIZONS), rows, 1)] if rows else []
     return tables + ([Table(("", ""), single)] if single else [])
 
