@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- tree -->\n", "<!-- /tree -->"
 TOP = ("types.py", "config", "plain.py", "plan.py", "progress.py", "ops", "parallel", "models", "data")
-TOP += ("checkpoint.py", "generate", "train", "evaluate", "bench", "cli", "demo.py", "worlds")
+TOP += ("checkpoint.py", "generate", "train", "evaluate", "bench", "cli", "inspect", "demo.py", "worlds")
 
 
 def caption(path: Path) -> str:

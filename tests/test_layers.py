@@ -19,7 +19,7 @@ ROWS = {
     **dict.fromkeys(("data", "checkpoint"), 4),
     "generate": 5,
     **dict.fromkeys(("train", "evaluate", "bench"), 6),
-    **dict.fromkeys(("", "cli", "demo", "envs", "play", "worlds"), 7),  # "" is worldsim itself
+    **dict.fromkeys(("", "cli", "demo", "envs", "inspect", "play", "worlds"), 7),  # "" is worldsim itself
 }
 LAZY = {
     *("IPython", "PIL", "ale_py", "array_record", "av", "grain", "gymnasium", "imageio_ffmpeg"),

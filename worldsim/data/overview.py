@@ -98,6 +98,13 @@ def draw(path: str | Path, out: Path) -> None:
     """Write a picture of some records of every split, frames at an even distance."""
     from PIL import Image
 
+    rows, labels = sheet_rows(path)
+    columns = [""] * max(map(len, rows))
+    Image.fromarray(contact_sheet(rows, labels=labels, columns=columns)).save(out)
+
+
+def sheet_rows(path: str | Path) -> tuple[list[np.ndarray], list[str]]:
+    """Some frames ``[t h w 3]`` of some records of every split, at an even distance, and what they are of."""
     rows, labels = [], []
     for name, split in read_info(path).splits.items():
         if not split.records:
@@ -108,5 +115,4 @@ def draw(path: str | Path, out: Path) -> None:
             picks = np.linspace(0, len(frames) - 1, min(COLUMNS, len(frames))).astype(int)
             rows.append(np.broadcast_to(frames[picks], (len(picks), *frames.shape[1:3], 3)))
             labels.append(f"{name} {index}")
-    columns = [""] * max(map(len, rows))
-    Image.fromarray(contact_sheet(rows, labels=labels, columns=columns)).save(out)
+    return rows, labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ _TEXT = "#7d7d7d"
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One curve over horizon, counted from 1.
+    """One curve, as a rule over horizon.
 
     Attributes:
       label: in the legend.
       values: ``[h]``, NaN where there is none.
       low, high: its band, or None.
       color, style: of the line.
+      at: ``[h]``, where the values lie on the axis; None counts them from 1.
     """
 
     label: str
@@ -30,16 +32,19 @@ class Line:
     high: Any = None
     color: str = WORLD
     style: str = "-"
+    at: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Curves that share an axis; ``floor`` draws from 0 on."""
+    """Curves that share an axis; ``floor`` draws from 0 on, ``log`` on a logarithmic scale."""
 
     title: str
     unit: str
     lines: Sequence[Line]
     floor: bool = False
+    axis: str = "frames from the known end"
+    log: bool = False
 
 
 def banded(label: str, curve: dict[str, Any], color: str = WORLD, style: str = "-") -> Line:
@@ -48,7 +53,17 @@ def banded(label: str, curve: dict[str, Any], color: str = WORLD, style: str = "
 
 
 def draw(path: Path, panels: Sequence[Panel]) -> Path:
-    """Write panels beside each other as a PNG with a clear ground.
+    """Write panels beside each other as a PNG with a clear ground; see :func:`png`.
+
+    Raises:
+      ModuleNotFoundError: matplotlib is missing.
+    """
+    path.write_bytes(png(panels))
+    return path
+
+
+def png(panels: Sequence[Panel], *, width: float = 4.6, height: float = 3.3, dpi: int = 110) -> bytes:
+    """The PNG that :func:`draw` writes; ``width`` and ``height`` of a panel in inches.
 
     Raises:
       ModuleNotFoundError: matplotlib is missing.
@@ -56,13 +71,13 @@ def draw(path: Path, panels: Sequence[Panel]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(panels) + 0.2, 3.3), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width * len(panels) + 0.2, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), index + 1)
         for line in panel.lines:
             values = np.asarray(line.values, float)
-            x = np.arange(1, len(values) + 1)
+            x = np.arange(1, len(values) + 1) if line.at is None else np.asarray(line.at, float)
             mark = "o" if len(values) < 3 else None
             axes.plot(
                 x, values, line.style, color=line.color, label=line.label, linewidth=1.7, marker=mark, ms=3
@@ -71,21 +86,24 @@ def draw(path: Path, panels: Sequence[Panel]) -> Path:
                 low, high = (np.asarray(edge, float) for edge in (line.low, line.high))
                 axes.fill_between(x, low, high, color=line.color, alpha=0.18, linewidth=0)
         axes.set_title(panel.title, color=_TEXT, fontsize=10)
-        axes.set_xlabel("frames from the known end", color=_TEXT, fontsize=9)
+        axes.set_xlabel(panel.axis, color=_TEXT, fontsize=9)
         axes.set_ylabel(panel.unit, color=_TEXT, fontsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[union-attr]
-        axes.tick_params(colors=_TEXT, labelsize=8)
+        axes.tick_params(which="both", colors=_TEXT, labelsize=8)
         axes.grid(color=_TEXT, alpha=0.22, linewidth=0.6)
         axes.patch.set_alpha(0)
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(_TEXT)
+        if panel.log:
+            axes.set_yscale("log")
         if panel.floor:
             axes.set_ylim(bottom=0)
-        legend = axes.legend(fontsize=8, frameon=False, labelcolor=_TEXT)
-        legend.set_zorder(5)
-    figure.savefig(path, transparent=True)
-    return path
+        if any(line.label for line in panel.lines):
+            axes.legend(fontsize=8, frameon=False, labelcolor=_TEXT).set_zorder(5)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", transparent=True)
+    return out.getvalue()
 
 
 def score_panels(name: str, scores: dict[str, Any], ceiling: float | None) -> list[Panel]:

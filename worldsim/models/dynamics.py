@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -22,6 +23,10 @@ from worldsim.ops.once import once
 from worldsim.ops.visible import UNSEEN, visible
 
 NOISE_BUCKETS = 16
+
+Look = Callable[[int, tuple[Array, Array, Array], Array], None]
+"""Is told of a layer: its number, the chunks' own queries, keys and values ``[b m k e]``, the first two
+rotated, and what attention read with them ``[b m k e]``."""
 
 
 @jax.tree_util.register_dataclass
@@ -231,7 +236,7 @@ class Dynamics(nnx.Module):
         bias = once(hide, readers.ids, cache.ids)
         return tuple(Part(k, v, bias) for k, v in zip(keys, cache.values, strict=True))
 
-    def _read(self, chunks: Chunks, past: tuple[Part, ...] | None):
+    def _read(self, chunks: Chunks, past: tuple[Part, ...] | None, look: Look | None = None):
         """Run chunks against the past, if any, and one another; also their keys and values per layer."""
         p = chunks.codes.shape[1]
         angles, ids = self._angles(chunks.times - chunks.times[:, :1]), self._ids(chunks.ids)
@@ -243,21 +248,29 @@ class Dynamics(nnx.Module):
             def read(q, k, v):
                 kept.append((heads_first(k), heads_first(v)))
                 q, k = rope.rotate(q, turns), rope.rotate(k, turns)
-                if past is None:
-                    return attend_block(q, k, v, ids, ids)[0]
-                if p == 1:  # a chunk sees all of itself
-                    own, bias = Part(heads_first(k), heads_first(v)), past[layer].bias[0]
-                    parts = [dataclasses.replace(past[layer], bias=bias), own]
-                    return rearrange(attend_parts(heads_first(q), parts)[0], "b k n e -> b n k e")
-                return merge([_over_past(q, past[layer]), attend_block(q, k, v, ids, ids)])
+                out = over(layer, q, k, v)
+                if look is not None:
+                    look(layer, (q, k, v), out)
+                return out
 
             return read
 
+        def over(layer, q, k, v):
+            if past is None:
+                return attend_block(q, k, v, ids, ids)[0]
+            if p == 1:  # a chunk sees all of itself
+                own, bias = Part(heads_first(k), heads_first(v)), past[layer].bias[0]
+                parts = [dataclasses.replace(past[layer], bias=bias), own]
+                return rearrange(attend_parts(heads_first(q), parts)[0], "b k n e -> b n k e")
+            return merge([_over_past(q, past[layer]), attend_block(q, k, v, ids, ids)])
+
         return self.transformer(self.embed(chunks), mix), kept
 
-    def predict(self, query: Chunks, past: tuple[Part, ...]) -> Float[Array, "b p h w v"]:
-        """Logits of masked chunks against what :meth:`past` gave for them."""
-        return self.logits(self._read(query, past)[0])
+    def predict(
+        self, query: Chunks, past: tuple[Part, ...], *, look: Look | None = None
+    ) -> Float[Array, "b p h w v"]:
+        """Logits of masked chunks against what :meth:`past` gave for them; ``look`` is told of each layer."""
+        return self.logits(self._read(query, past, look)[0])
 
     def enter(self, known: Chunks, past: tuple[Part, ...] | None) -> Entry:
         """What known chunks bring to a cache, read under the same law: each reads the past, and those of

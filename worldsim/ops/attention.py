@@ -3,6 +3,7 @@
     attend         the attention of a model: on one device, or over a sequence spread over many
     attend_block   the same on one device, with what is needed to merge it with other blocks
     reference      all of it in six lines, with every score in memory
+    weights        its weights, to be looked at
 
 Nothing but the reference holds the scores of all pairs.
 """
@@ -25,7 +26,7 @@ from worldsim.ops.ring_attention import Ring, attend_shards
 from worldsim.ops.visible import KNOWN, PADDING, QUERY, UNSEEN, visible
 from worldsim.plain import nearest
 
-__all__ = ["KNOWN", "PADDING", "QUERY", "attend", "attend_block", "merge", "reference", "visible"]
+__all__ = ["KNOWN", "PADDING", "QUERY", "attend", "attend_block", "merge", "reference", "visible", "weights"]
 
 STRATEGIES = ("local", "ring", "allgather")
 """Where the keys are that a query reads: on its own device, passed round, or brought to all devices."""
@@ -135,12 +136,23 @@ def reference(
     k_ids: Int[Array, "b m 3"],
 ) -> Float[Array, "b n h e"]:
     """What :func:`attend` computes, to read and to compare with: it holds all scores in memory."""
-    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    v = jnp.repeat(v, q.shape[2] // k.shape[2], axis=2)
+    return jnp.einsum("bhnm,bmhe->bnhe", weights(q, k, q_ids, k_ids), v)
+
+
+def weights(
+    q: Float[Array, "b n h e"],
+    k: Float[Array, "b m g e"],
+    q_ids: Int[Array, "b n 3"],
+    k_ids: Int[Array, "b m 3"],
+) -> Float[Array, "b h n m"]:
+    """How much of each value a query reads: of a row 1 in all, or 0 where it sees nothing."""
+    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
     scores = jnp.einsum("bnhe,bmhe->bhnm", q, k) * q.shape[-1] ** -0.5
     seen = visible(q_ids, k_ids)[:, None]
-    weights = jnp.where(seen, jnp.exp(scores - jnp.where(seen, scores, UNSEEN).max(-1, keepdims=True)), 0.0)
-    total = weights.sum(-1, keepdims=True)
-    return jnp.einsum("bhnm,bmhe->bnhe", weights / jnp.where(total > 0, total, 1.0), v)
+    parts = jnp.where(seen, jnp.exp(scores - jnp.where(seen, scores, UNSEEN).max(-1, keepdims=True)), 0.0)
+    total = parts.sum(-1, keepdims=True)
+    return parts / jnp.where(total > 0, total, 1.0)
 
 
 def _ring(q: Array, k: Array, tile: int | None, *, unit: int = 1, spread: int = 1, copies: int = 1) -> Ring:

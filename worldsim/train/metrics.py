@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PLAN_FILE = "run.json"
+"""In the workdir of a run: the stages it trains and its config."""
+
 
 def keep_lines(path: Path, *, step: int) -> None:
     """Drop the lines after ``step``, and one that a killed run left half written.
@@ -18,22 +21,26 @@ def keep_lines(path: Path, *, step: int) -> None:
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if values["step"] <= step:
-            kept.append(line + "\n")
+    kept = [json.dumps(values) + "\n" for values in read_lines(path) if values["step"] <= step]
     part = path.with_name(path.name + ".part")
     part.write_text("".join(kept))
     part.replace(path)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``: ``step``, ``seconds`` and the metrics of that step."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """The lines of a ``metrics.jsonl``: ``step``, ``seconds`` and the metrics of that step.
+
+    One that is half written, by a run that was killed or is just writing it, is left out.
+    """
+    lines = []
+    for line in Path(path).read_text("utf-8").splitlines():
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(values, dict) and "step" in values:
+            lines.append(values)
+    return lines
 
 
 class MetricsLog:

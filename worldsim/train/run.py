@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
 from worldsim.train.codes import encode_source
 from worldsim.train.loop import train_stage
+from worldsim.train.metrics import PLAN_FILE
 from worldsim.train.samples import dynamics_samples, refine_samples, tokenizer_samples
 from worldsim.train.stages import dynamics_stage, refine_stage, tokenizer_stage
 from worldsim.train.state import Stage
@@ -87,6 +89,7 @@ def train(
     workdir, mesh = Path(workdir), training_mesh(mesh)
     info = read_info(config.data.path)
     check_data(config, info)
+    _write_plan(config, workdir, stage)
     run = {"seed": config.seed, "config": config, "mesh": mesh}
     if stage in ("tokenizer", "all"):
         train_stage(_tokenizer(config, info, mesh), workdir, **run)
@@ -113,6 +116,16 @@ def train(
         )
     meet("the world is written")
     return workdir / "world" if whole else workdir / stage
+
+
+def _write_plan(config: TrainConfig, workdir: Path, stage: StageName) -> None:
+    """Leave in the workdir what is to be trained, for those who look at the run from outside."""
+    if not is_lead():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / f"{PLAN_FILE}.part"
+    part.write_text(json.dumps({"stage": stage, "config": to_dict(config)}, indent=1) + "\n", "utf-8")
+    part.replace(workdir / PLAN_FILE)
 
 
 def _tokenizer(config: TrainConfig, info: DataInfo, mesh: Mesh | None) -> Stage:
