@@ -6,7 +6,7 @@
 #   make lint       ruff                             make types      pyright
 #   make install    .venv with the pinned packages   make install-dev   and the developers' tools
 #   make format     rewrite code in house style      make tree       refresh the README's tree
-#   make lock       pin the newest allowed packages anew (needs uv)
+#   make notebooks  make the .ipynb files anew       make lock       pin the newest allowed packages anew (needs uv)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -32,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # A process for each core, to a limit; the tests of a file share what they train.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-all lint types format install install-dev tree lock clean
+.PHONY: help demo test test-all lint types format install install-dev tree notebooks lock clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -61,6 +61,9 @@ format: .venv/dev.stamp
 
 tree: .venv/dev.stamp
 	$(BIN)/python scripts/readme_tree.py --write
+
+notebooks: .venv/dev.stamp
+	$(BIN)/python scripts/notebooks.py
 
 install: .venv/core.stamp
 install-dev: .venv/dev.stamp

@@ -31,8 +31,8 @@ if importlib.util.find_spec("beartype"):
 
 
 FIRST = (
-    *("test_end_to_end", "test_law_mesh", "test_train_loop", "test_law_sprites_model", "test_law_packing"),
-    *("test_demo", "test_law_refine", "test_notebook", "test_law_generate", "test_law_shares"),
+    *("test_notebooks", "test_end_to_end", "test_law_mesh", "test_train_loop", "test_law_sprites_model"),
+    *("test_law_packing", "test_demo", "test_law_refine", "test_law_generate", "test_law_shares"),
 )
 """The files that take longest: whichever process takes one last would work on alone."""
 

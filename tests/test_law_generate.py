@@ -308,6 +308,19 @@ def test_only_the_nearest_chunks_of_a_long_clip_are_seen(world):
     np.testing.assert_array_equal(world.infill(clip, after, 3, key=KEY).codes, closest.codes)
 
 
+def test_codes_that_a_verb_drew_decode_to_its_frames(world, pair_world):
+    for one, f in ((world, 1), (pair_world, 2)):
+        clip = tiny.make_clip(4 * f)
+        codes = one.encode(tiny.make_clip(4 * f + f - 1))
+        assert codes.shape == (4, 2, 2)
+        np.testing.assert_array_equal(codes, one.extend(clip, f).given_codes)
+        made = one.extend(clip, 3 * f, refine_steps=2, key=jax.random.key(5))
+        whole = np.concatenate([made.given_codes, made.codes])
+        drawn = one.decode(whole, refine_steps=2, key=jax.random.key(5))
+        np.testing.assert_array_equal(drawn.frames[4 * f :], made.clip.frames[4 * f :])
+        assert drawn.fps == one.config.fps
+
+
 def test_reconstruct_is_the_codes_and_leaves_the_remainder(pair_world):
     clip = tiny.make_clip(7)
     seen = pair_world.reconstruct(clip)

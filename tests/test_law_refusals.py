@@ -38,6 +38,11 @@ REFUSALS = {
     "grey": (lambda w: w.extend(Clip(np.zeros((4, 16, 16, 1), np.uint8)), 2), ["1 channels", "16x16 with 3"]),
     "no frames": (lambda w: w.extend(tiny.make_clip(4)[:0], 2), ["it has 0 frames", "at least 1"]),
     "padding": (lambda w: w.extend(odd_clip(mask=np.arange(4) < 3), 2), ["1 of its 4 frames are padding"]),
+    "codes of another grid": (
+        lambda w: w.decode(np.zeros((2, 3, 2), np.int32)),
+        ["decode", "[2, 3, 2]", "[chunks, 2, 2]"],
+    ),
+    "codes out of range": (lambda w: w.decode(np.full((1, 2, 2), 9)), ["from 9 to 9", "0 to 8"]),
     "everything at once": (
         lambda w: w.reconstruct(Clip(np.zeros((0, 8, 8, 3), np.uint8))),
         ["reconstruct", "8x8", "it has 0 frames"],

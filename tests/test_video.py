@@ -154,6 +154,10 @@ def test_clips_show_in_a_notebook(monkeypatch):
     monkeypatch.setattr(display, "display", shown.append)
     video.show_video(Clip(moving_square(3, channels=1), fps=5))
     assert len(shown) == 1 and 'height="256"' in shown[0].data and "<video" in shown[0].data
+    video.show_video({"truth": Clip(moving_square(3), fps=5), "world": moving_square(4)}, height=64)
+    assert shown[1].data.count("<video") == 2 and "truth" in shown[1].data and "world" in shown[1].data
+    with pytest.raises(ValueError, match="no clips"):
+        video.show_video({})
 
 
 def test_sheet_draws_every_nth_frame_with_its_mark():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,11 +118,24 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise PermissionError(f"{path}: can't be written; give a file in a folder of yours.")
 
 
-def show_video(clip: Clip | Frames, *, fps: float | None = None, height: int = 256) -> None:
-    """Show a clip in a notebook, ``height`` pixels high; rate as in :func:`write_video`."""
-    clip = clip if isinstance(clip, Clip) else Clip(np.asarray(clip))
-    frames = upscale(clip.frames, enlargement(clip.frames.shape[1:3], height))
-    _mediapy(Path("video.mp4")).show_video(_rgb(frames), fps=fps or clip.fps or 15.0, height=height)
+def show_video(
+    clip: Clip | Frames | Mapping[str, Clip | Frames], *, fps: float | None = None, height: int = 256
+) -> None:
+    """Show a clip in a notebook, or several side by side under their titles.
+
+    Args:
+      clip: one, or clips by title.
+      fps: as in :func:`write_video`; of several clips, by default the first one's.
+      height: of each, in pixels.
+    """
+    named = dict(clip) if isinstance(clip, Mapping) else {"": clip}
+    clips = [one if isinstance(one, Clip) else Clip(np.asarray(one)) for one in named.values()]
+    if not clips:
+        raise ValueError("show_video: no clips; give at least one.")
+    drawn = [_rgb(upscale(one.frames, enlargement(one.frames.shape[1:3], height))) for one in clips]
+    mediapy = _mediapy(Path("video.mp4"))
+    titles = [name or None for name in named]
+    mediapy.show_videos(drawn, titles, fps=fps or clips[0].fps or 15.0, height=height)
 
 
 def resize_clip(

@@ -39,6 +39,23 @@ def check_clip(clip: Clip, config: WorldConfig, *, verb: str) -> None:
         raise ValueError(f"{verb}: the clip can't be used: " + "; ".join(problems) + ".")
 
 
+def check_codes(codes: np.ndarray, tokenizer: TokenizerConfig, *, verb: str) -> None:
+    """Refuse codes that are no grids of this tokenizer's integers.
+
+    Raises:
+      ValueError: the shape, the kind or the range, with what it should be.
+    """
+    if codes.ndim != 3 or codes.shape[1:] != tokenizer.grid or not len(codes):
+        want = f"[chunks, {tokenizer.grid[0]}, {tokenizer.grid[1]}]"
+        raise ValueError(f"{verb}: codes are {list(codes.shape)}; give {want}, of at least one chunk.")
+    whole = np.issubdtype(codes.dtype, np.integer)
+    if not whole or codes.min() < 0 or codes.max() >= tokenizer.codebook:
+        raise ValueError(
+            f"{verb}: codes are {codes.dtype} from {codes.min()} to {codes.max()}; give integers from 0 to "
+            f"{tokenizer.codebook - 1}."
+        )
+
+
 def action_problems(actions: Actions, config: ActionConfig, count: int) -> list[str]:
     """What is wrong with ``count`` rows of actions."""
     actions = np.asarray(actions)

@@ -10,13 +10,14 @@ from typing import Any, Literal, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
 from worldsim.generate import loop as loops
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
-from worldsim.generate.check import check_clip, condition_rows
+from worldsim.generate.check import check_clip, check_codes, condition_rows
 from worldsim.generate.keyframed import check_keyframes, extend_keyframed
 from worldsim.generate.options import REFINE_STEPS, Options, filled
 from worldsim.generate.render import Part, Renderer, render, tokenize
@@ -254,19 +255,46 @@ class World:
         still = Clip(np.repeat(clip.frames, f, axis=0), actions, fps=clip.fps)
         return self.extend(still, frames, **options)
 
+    def encode(self, clip: Clip) -> Int[np.ndarray, "p h w"]:
+        """The codes of a clip, a grid of integers for each of its whole chunks.
+
+        Raises:
+          ValueError: a clip that the world can't take.
+        """
+        check_clip(clip, self.config, verb="encode")
+        f = self.config.tokenizer.frames_per_chunk
+        return tokenize(*self.tokenizer, clip.frames[None, : len(clip) // f * f], frames_per_chunk=f)[0]
+
+    def decode(
+        self, codes: Int[np.ndarray, "p h w"], *, refine_steps: int = 0, key: jax.Array | None = None
+    ) -> Clip:
+        """The frames of chunks of codes that follow one another, such as :meth:`encode` or a verb gave.
+
+        Args:
+          codes: of at least one chunk.
+          refine_steps: of the refinement head; by default what the codes alone hold.
+          key: of the detail that it draws; ``jax.random.key(0)`` by default.
+
+        Raises:
+          ValueError: codes that the world does not have, or refinement in a world without.
+        """
+        codes, tokenizer = np.asarray(codes), self.config.tokenizer
+        check_codes(codes, tokenizer, verb="decode")
+        steps = int(self.dials(refine_steps=refine_steps).refine)
+        keys = (jax.random.key(0) if key is None else key)[None]
+        times = tokenizer.frames_per_chunk * np.arange(len(codes), dtype=np.float32)
+        return Clip(
+            render(self.renderer, codes[None], times, keys, refine_steps=steps)[0], fps=self.config.fps
+        )
+
     def reconstruct(self, clip: Clip, *, refine_steps: int = 0) -> Clip:
         """The clip through the codes and back; frames past the last whole chunk stay as they are.
 
         By default what the codes alone hold, without detail drawn by the refinement head.
         """
         check_clip(clip, self.config, verb="reconstruct")
-        f = self.config.tokenizer.frames_per_chunk
-        count = len(clip) // f * f
-        codes = tokenize(*self.tokenizer, clip.frames[None, :count], frames_per_chunk=f)
-        times = f * np.arange(codes.shape[1], dtype=np.float32)
-        drawn = render(self.renderer, codes, times, jax.random.key(0)[None], refine_steps=refine_steps)
-        frames = np.concatenate([drawn[0], clip.frames[count:]])
-        return dataclasses.replace(clip, frames=frames)
+        drawn = self.decode(self.encode(clip), refine_steps=refine_steps).frames
+        return dataclasses.replace(clip, frames=np.concatenate([drawn, clip.frames[len(drawn) :]]))
 
     def dials(self, steps: int = 8, temperature: float = 1.0, refine_steps: int | None = None) -> Dials:
         """Checked sampling dials; more passes than a chunk has codes are as many as it has.
