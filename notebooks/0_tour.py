@@ -173,9 +173,11 @@ show_video(np.concatenate([loop.clip.frames] * 4), fps=15)
 assert loop.closing.motion > 0
 
 # %% [markdown]
-# A video of four rounds: can you see where one ends? The picture below helps. Each of its columns is a frame,
-# seen edge-on: the brightest difference from an empty field in every row of pixels. Ball and paddles become
-# lines through time. The dotted lines are the seams.
+# A video of four rounds: can you see where one ends? The picture below helps. Each of its columns is a
+# frame, seen edge-on: the brightest difference from an empty field in every row of pixels. Ball and paddles
+# become lines through time. The dotted lines are the seams. Look within a round as well: what was made from
+# both ends has to meet there, and a line that breaks is a jump. The score above is a hint, not a proof: it
+# measures surprise by that of the clip itself, in which a ball may leave the court and a new one be served.
 
 # %%
 empty = worlds["pong"].statistics["median"]
