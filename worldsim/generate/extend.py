@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
@@ -17,10 +16,11 @@ from worldsim.config import WorldConfig
 from worldsim.generate import loop as loops
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
-from worldsim.generate.check import check_clip, check_codes, condition_rows
+from worldsim.generate.check import check_clip, condition_rows
+from worldsim.generate.codes import decode, encode
 from worldsim.generate.keyframed import check_keyframes, extend_keyframed
-from worldsim.generate.options import REFINE_STEPS, Options, filled
-from worldsim.generate.render import Part, Renderer, render, tokenize
+from worldsim.generate.options import Options, filled, make_dials
+from worldsim.generate.render import Part, Renderer, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
 from worldsim.generate.stream import Standing, Stream, stream
@@ -256,36 +256,14 @@ class World:
         return self.extend(still, frames, **options)
 
     def encode(self, clip: Clip) -> Int[np.ndarray, "p h w"]:
-        """The codes of a clip, a grid of integers for each of its whole chunks.
-
-        Raises:
-          ValueError: a clip that the world can't take.
-        """
-        check_clip(clip, self.config, verb="encode")
-        f = self.config.tokenizer.frames_per_chunk
-        return tokenize(*self.tokenizer, clip.frames[None, : len(clip) // f * f], frames_per_chunk=f)[0]
+        """The codes of a clip, a grid of integers for each of its whole chunks."""
+        return encode(self, clip)
 
     def decode(
         self, codes: Int[np.ndarray, "p h w"], *, refine_steps: int = 0, key: jax.Array | None = None
     ) -> Clip:
-        """The frames of chunks of codes that follow one another, such as :meth:`encode` or a verb gave.
-
-        Args:
-          codes: of at least one chunk.
-          refine_steps: of the refinement head; by default what the codes alone hold.
-          key: of the detail that it draws; ``jax.random.key(0)`` by default.
-
-        Raises:
-          ValueError: codes that the world does not have, or refinement in a world without.
-        """
-        codes, tokenizer = np.asarray(codes), self.config.tokenizer
-        check_codes(codes, tokenizer, verb="decode")
-        steps = int(self.dials(refine_steps=refine_steps).refine)
-        keys = (jax.random.key(0) if key is None else key)[None]
-        times = tokenizer.frames_per_chunk * np.arange(len(codes), dtype=np.float32)
-        return Clip(
-            render(self.renderer, codes[None], times, keys, refine_steps=steps)[0], fps=self.config.fps
-        )
+        """Frames of codes that :meth:`encode` or a verb gave; see :func:`worldsim.generate.codes.decode`."""
+        return decode(self, codes, refine_steps=refine_steps, key=key)
 
     def reconstruct(self, clip: Clip, *, refine_steps: int = 0) -> Clip:
         """The clip through the codes and back; frames past the last whole chunk stay as they are.
@@ -302,18 +280,8 @@ class World:
         Raises:
           ValueError: fewer than 1 pass, a negative temperature, or refinement in a world without.
         """
-        rows, columns = self.config.tokenizer.grid
-        steps = min(steps, rows * columns)
-        if steps < 1:
-            raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
-        if not temperature >= 0:
-            raise ValueError(f"temperature {temperature}; take 0 (the likeliest codes) or more.")
-        if refine_steps is None:
-            refine_steps = REFINE_STEPS if self.refine else 0
-        if refine_steps < 0 or (refine_steps and self.refine is None):
-            most = "this world has no refinement head: take 0" if self.refine is None else "take 0 or more"
-            raise ValueError(f"refine_steps {refine_steps}; {most}.")
-        return Dials(jnp.int32(steps), jnp.float32(temperature), jnp.int32(refine_steps))
+        dials = {"steps": steps, "temperature": temperature, "refine_steps": refine_steps}
+        return make_dials(self.config.tokenizer, refines=self.refine is not None, **dials)
 
     def run(
         self,

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
+
+from worldsim.config import TokenizerConfig
+from worldsim.generate.rollout import Dials
 
 REFINE_STEPS = 4
 """Of the refinement head, where nobody says otherwise."""
@@ -49,3 +53,30 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
 def is_key(value: Any) -> bool:
     """Whether it is an array of typed keys, as ``jax.random.key`` makes them."""
     return isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def make_dials(
+    tokenizer: TokenizerConfig, *, steps: int, temperature: float, refine_steps: int | None, refines: bool
+) -> Dials:
+    """Checked sampling dials; see :meth:`worldsim.generate.extend.World.dials`.
+
+    Args:
+      tokenizer: of the world.
+      steps, temperature, refine_steps: as in :class:`Options`.
+      refines: whether the world has a refinement head.
+
+    Raises:
+      ValueError: fewer than 1 pass, a negative temperature, or refinement in a world without.
+    """
+    rows, columns = tokenizer.grid
+    steps = min(steps, rows * columns)
+    if steps < 1:
+        raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
+    if not temperature >= 0:
+        raise ValueError(f"temperature {temperature}; take 0 (the likeliest codes) or more.")
+    if refine_steps is None:
+        refine_steps = REFINE_STEPS if refines else 0
+    if refine_steps < 0 or (refine_steps and not refines):
+        most = "take 0 or more" if refines else "this world has no refinement head: take 0"
+        raise ValueError(f"refine_steps {refine_steps}; {most}.")
+    return Dials(jnp.int32(steps), jnp.float32(temperature), jnp.int32(refine_steps))
