@@ -14,7 +14,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def added(absent: Any) -> Any:
-    """A field that stored configs may lack, being older: this is what they meant, and the default."""
+    """A field that older stored configs may lack: this is what they meant, and the default."""
     return dataclasses.field(default=absent, metadata={"absent": absent})
 
 
