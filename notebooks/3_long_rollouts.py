@@ -244,8 +244,8 @@ plt.show()
 # ## As an environment
 #
 # Reinforcement learning knows worlds by another name. `import worldsim.envs` registers each bundled world
-# with Gymnasium. Observations are frames. There is no reward and no end: a world of video knows neither, so
-# bring your own.
+# with Gymnasium. Observations are frames. Rewards and ends come from worlds that were trained to tell them;
+# where a world was learned from video alone, rewards are 0 and only a limit of steps ends an episode.
 
 # %%
 env = gymnasium.make("worldsim/Pong-v0", steps=STEPS, max_episode_steps=4 if FAST else 16)
