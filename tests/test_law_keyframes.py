@@ -89,7 +89,7 @@ def test_going_on_from_it_and_refusals(world):
     longer = world.extend(made, 3, steps=1)
     np.testing.assert_array_equal(longer.codes[:8], made.codes)
     assert longer.times.tolist() == list(range(5, 16))
-    with pytest.raises(ValueError, match="keyframes of an earlier result"):
+    with pytest.raises(ValueError, match="keyframes or sinks of an earlier result"):
         world.extend(made, 3, keyframes=2)
     with pytest.raises(ValueError, match="extend: keyframes 0"):
         world.extend(tiny.make_clip(5), 8, keyframes=0)

@@ -27,21 +27,18 @@ def run_demo(
     out: str | Path,
     *,
     world: str = "pong",
-    steps: int = 8,
-    temperature: float = 1.0,
-    refine_steps: int | None = None,
     seed: int = 0,
     note: Callable[[str], None] | None = None,
+    **dials: Any,
 ) -> dict[str, Any]:
     """Write ``{forward,backward,infill,loop}.mp4``, ``contact_sheet.png`` and ``report.json`` to ``out``.
 
     Args:
       out: a folder, made if needed.
       world: a bundled world that has clips.
-      steps, temperature: of sampling.
-      refine_steps: of the refinement; 0 leaves it out, None is 4 where the world has a head for it.
       seed: of all randomness.
       note: is told what is under way.
+      dials: of sampling; see :meth:`worldsim.generate.extend.World.dials`.
 
     Returns:
       The report: means over the clips, lists over frames counted from the known end, PSNR in dB capped at 50
@@ -53,7 +50,7 @@ def run_demo(
     out, note = Path(out), note or (lambda _: None)
     note(f"loading {world}")
     model, clips = World.load(world), bundled_clips(world)
-    made = play(model, clips, model.dials(steps, temperature, refine_steps), seed=seed, note=note)
+    made = play(model, clips, model.dials(**dials), seed=seed, note=note)
     note("writing videos and scores")
     report = score(made, clips)
     for verb, results in made.items():

@@ -72,14 +72,17 @@ def make_plan(
     )
 
 
-def forward(known: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
-    """``new`` chunks after ``known`` ones at 0, 1, ..."""
-    return make_plan(np.arange(known), known + np.arange(new), frames_per_chunk=frames_per_chunk)
+def forward(known: int, new: int, *, frames_per_chunk: int = 1, sinks: int = 0) -> Plan:
+    """``new`` chunks after ``known`` ones at 0, 1, ..., of which the first ``sinks`` are kept for good."""
+    times = np.arange(known), known + np.arange(new)
+    return make_plan(*times, frames_per_chunk=frames_per_chunk, pinned=sinks)
 
 
-def backward(known: int, new: int, *, frames_per_chunk: int = 1) -> Plan:
-    """``new`` chunks before ``known`` ones at 0, 1, ...; the nearest is generated first."""
-    return make_plan(np.arange(known)[::-1], -1 - np.arange(new), frames_per_chunk=frames_per_chunk)
+def backward(known: int, new: int, *, frames_per_chunk: int = 1, sinks: int = 0) -> Plan:
+    """``new`` chunks before ``known`` ones at 0, 1, ...; the nearest is generated first. The farthest
+    ``sinks`` of the known ones are kept for good."""
+    times = np.arange(known)[::-1], -1 - np.arange(new)
+    return make_plan(*times, frames_per_chunk=frames_per_chunk, pinned=sinks)
 
 
 def infill(before: int, after: int, new: int, *, frames_per_chunk: int = 1) -> Plan:

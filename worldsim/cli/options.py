@@ -44,20 +44,25 @@ class Sampling:
       steps: masked passes per chunk; more is slower and better.
       temperature: 0 takes the likeliest codes and ignores the seed.
       refine_steps: of the refinement head, which draws the detail; 0 leaves it out, 4 where there is one.
+      stabilize: noise that chunks which were made are said to have to those after them.
+      guidance: how far to go away from what the nearest two chunks alone would say; takes twice the passes.
       seed: of all randomness.
     """
 
     steps: int = 8
     temperature: float = 1.0
     refine_steps: int | None = None
+    stabilize: float = 0.0
+    guidance: float = 0.0
     seed: int = 0
 
     def options(self) -> dict[str, Any]:
         """As the verbs of a world take them."""
         import jax
 
-        dials = {"steps": self.steps, "temperature": self.temperature, "refine_steps": self.refine_steps}
-        return {**dials, "key": jax.random.key(self.seed)}
+        dials = dataclasses.asdict(self)
+        seed = dials.pop("seed")
+        return {**dials, "key": jax.random.key(seed)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ def rollout(
     sampling: Annotated[Sampling, FLAT],
     frames: int = 1000,
     actions: str | None = None,
+    sinks: int = 0,
     resume: bool = False,
 ) -> None:
     """Continue a clip for any number of frames, in constant memory; the video is written as it comes.
@@ -49,6 +50,7 @@ def rollout(
       frames: how many to make in all.
       actions: one per new frame: an .npy file, or written out, such as right,right,noop; or ``random``, which
         draws each by the seed.
+      sinks: first chunks seen that stay in view for good.
       resume: go on with --out, which is an .mp4 or .webm.
     """
     from worldsim.data.movie import MovieWriter, check_endless
@@ -60,7 +62,7 @@ def rollout(
     began, model = begin(world, output)
     told = _actions(actions, model, sampling.seed)
     asked = {
-        "input": input, "actions": _print_of(actions), **dataclasses.asdict(sampling),
+        "input": input, "actions": _print_of(actions), **dataclasses.asdict(sampling), "sinks": sinks,
         "weights": model.provenance.get("weights_sha256"), "fit": output.how,
     }  # fmt: skip
     clip = read_input(input, model, resize=output.how)
@@ -77,7 +79,8 @@ def rollout(
             )
     elif out.exists() and stood.exists():
         raise ValueError(f"rollout: {stood} is left of a rollout that was stopped; --resume, or remove it.")
-    stream = model.rollout(start, frames, actions=told, **sampling.options())
+    sinks = 0 if resume else sinks  # the state that is gone on from has them
+    stream = model.rollout(start, frames, actions=told, sinks=sinks, **sampling.options())
     size, rate = clip.frames.shape[1:3], clip.fps or model.config.fps or 15.0
     tell_how_far = partial(Counter("making", ahead=True), "frames")
     with MovieWriter(out, size, fps=rate, append=resume) as movie, _interruption() as stop:

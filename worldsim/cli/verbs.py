@@ -62,10 +62,12 @@ class Way:
     Attributes:
       direction: forward or backward in time.
       keyframes: make a frame in so many first, as far as --frames goes, then what lies between.
+      sinks: first chunks seen that stay in view for good.
     """
 
     direction: Literal["forward", "backward"] = "forward"
     keyframes: int | None = None
+    sinks: int = 0
 
 
 def extend(
@@ -241,15 +243,7 @@ def demo(
     """
     from worldsim.demo import run_demo, summary
 
-    report = run_demo(
-        out,
-        world=world,
-        steps=sampling.steps,
-        temperature=sampling.temperature,
-        refine_steps=sampling.refine_steps,
-        seed=sampling.seed,
-        note=note,
-    )
+    report = run_demo(out, world=world, note=note, **dataclasses.asdict(sampling))
     note(summary(report))
     tell(out / "report.json")
 

@@ -7,7 +7,7 @@ import itertools
 from typing import Literal, get_args
 
 from worldsim.config.world import WorldConfig
-from worldsim.plain import check_ranges
+from worldsim.plain import added, check_ranges
 
 NATURAL, SHARE = "[1, inf)", "[0, 1]"
 
@@ -148,6 +148,11 @@ class MixConfig:
       null_actions: share of samples that lose their actions, half of them only from some row on.
       null_conditions: share of samples trained without conditions.
       clean: share of chunks in the known stream that are left uncorrupted.
+      gaps: share of forward and backward plans that leave out chunks after their first ones, as many as the
+        clip has left over: what a rollout with sinks sees.
+      resampled: share of the chunks that carry loss which those after them see as the model itself draws
+        them, from the share ``resampled_from`` of the steps on. It costs a forward pass.
+      resampled_from: see there.
     """
 
     chunks: int = 16
@@ -161,10 +166,14 @@ class MixConfig:
     null_actions: float = 0.15
     null_conditions: float = 0.15
     clean: float = 0.5
+    gaps: float = added(0.0)
+    resampled: float = added(0.0)
+    resampled_from: float = added(0.7)
 
     def __post_init__(self) -> None:
         shares = ("forward", "backward", "infill", "shuffled", "keyframes")
         check_ranges(self, **{SHARE: (*shares, "null_actions", "null_conditions", "clean")})
+        check_ranges(self, **{SHARE: ("gaps", "resampled", "resampled_from")})
         total = self.forward + self.backward + self.infill + self.shuffled + self.keyframes
         if abs(total - 1) > 1e-6:
             raise ValueError(f"MixConfig: the shares of the orders sum to {total:.4f}; make them sum to 1.")

@@ -139,6 +139,8 @@ class DynamicsConfig:
       around: every layer begins with a 3x3 convolution over the tokens of each chunk.
       context: chunks a rollout keeps in its cache (and training sees before a chunk).
       pinned: chunks of them that a rollout may keep for good: what lies beyond a gap, a loop's anchor.
+      reach: frames beyond which what lies farther off in time is read as lying there, so that sinks stay as
+        far as training has seen; 0 is no bound.
       max_noise: highest corruption level of the known stream in training.
       rope_base: of the time rotation; see :mod:`worldsim.ops.rope`.
       action: what leads from frame to frame.
@@ -155,6 +157,7 @@ class DynamicsConfig:
     around: bool = added(False)
     context: int = 15
     pinned: int = 4
+    reach: float = added(0.0)
     max_noise: float = 0.3
     rope_base: float = 1000.0
     action: ActionConfig = ActionConfig()
@@ -182,7 +185,15 @@ class DynamicsConfig:
                 f"DynamicsConfig: layers {self.layers}, context {self.context}, pinned {self.pinned}; "
                 "take at least 1 layer and pin from 1 to context - 1 chunks."
             )
-        check_ranges(self, **{"[0, 1)": ("max_noise",), "[1, inf)": ("mlp",), "(1, inf)": ("rope_base",)})
+        check_ranges(
+            self,
+            **{
+                "[0, 1)": ("max_noise",),
+                "[1, inf)": ("mlp",),
+                "(1, inf)": ("rope_base",),
+                "[0, inf)": ("reach",),
+            },
+        )
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"DynamicsConfig: conditions {names}; give each another name.")

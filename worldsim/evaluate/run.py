@@ -29,6 +29,7 @@ from worldsim.evaluate.pictures import picture_table, renderers, shares_closed
 from worldsim.evaluate.play import Played, play
 from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
+from worldsim.generate.options import DIALS
 from worldsim.generate.rollout import Dials
 from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
 from worldsim.parallel.agreement import check_alike, meet, text_from_lead
@@ -49,6 +50,7 @@ class Settings:
       samples: answers to each question.
       steps, temperature: of sampling.
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
+      stabilize, guidance: see :class:`worldsim.generate.options.Options`.
       seed: of all randomness.
       split: that nobody trained on.
     """
@@ -59,6 +61,8 @@ class Settings:
     steps: int = 8
     temperature: float = 1.0
     refine_steps: int | None = None
+    stabilize: float = 0.0
+    guidance: float = 0.0
     seed: int = 0
     split: str = "test"
 
@@ -113,7 +117,7 @@ def evaluate(
     """
     meet("evaluate")
     out, clock = Path(out), _Clock(note or (lambda _: None))
-    dials = world.dials(settings.steps, settings.temperature, settings.refine_steps)
+    dials = world.dials(**{name: getattr(settings, name) for name in DIALS})
     held = load_held_out(
         data, world.config, clips=settings.clips, horizon=settings.horizon, split=settings.split
     )

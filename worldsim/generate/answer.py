@@ -14,6 +14,7 @@ from jaxtyping import Int
 from worldsim.config import WorldConfig
 from worldsim.generate import requests, rollout
 from worldsim.generate.check import check_actions, chunk_count
+from worldsim.generate.options import DIALS
 from worldsim.generate.render import HALO, Renderer, render
 from worldsim.generate.requests import Generated, Request, null_actions
 from worldsim.generate.rollout import Dials, RolloutState
@@ -152,7 +153,7 @@ def go_on(
     world: World, done: Generated, frames: int, actions: Actions | None, options: dict[str, Any]
 ) -> Generated:
     """More of an extension, from its kept state."""
-    dials = world.dials(options["steps"], options["temperature"], options["refine_steps"])
+    dials = world.dials(**{name: options[name] for name in DIALS})
     if done.direction is None:
         raise ValueError("extend: only an extension can go on from its state; give the clip itself instead.")
     check_actions(actions, world.config, frames=frames, verb="extend")

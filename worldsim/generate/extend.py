@@ -19,7 +19,7 @@ from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
 from worldsim.generate.check import check_clip, condition_rows
 from worldsim.generate.codes import decode, encode
 from worldsim.generate.keyframed import check_keyframes, extend_keyframed
-from worldsim.generate.options import Options, filled, make_dials
+from worldsim.generate.options import DIALS, Options, filled, make_dials
 from worldsim.generate.render import Part, Renderer, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
@@ -116,6 +116,7 @@ class World:
         direction: Direction | None = None,
         actions: Actions | None = None,
         keyframes: int | None = None,
+        sinks: int = 0,
         **options: Unpack[Options],
     ) -> Generated:
         """Continue a clip after its end, or before its beginning.
@@ -132,6 +133,8 @@ class World:
             None lets the world run free.
           keyframes: frames from one keyframe to the next: these are made first, as far as is asked for, then
             what lies between; None makes frame after frame.
+          sinks: how many of the first chunks seen stay in view for good, at most ``config.dynamics.pinned``;
+            the others go when they are the oldest. Worlds know them that trained with ``mix.gaps``.
           options: see :class:`worldsim.generate.options.Options`; the key is unused when going on.
 
         Returns:
@@ -147,16 +150,20 @@ class World:
                     f"extend: direction {direction!r} from a result that ran {clip.direction}; give its "
                     "clip instead to turn round."
                 )
-            if keyframes is not None:
-                raise ValueError("extend: keyframes of an earlier result; give its clip instead.")
+            if keyframes is not None or sinks:
+                raise ValueError("extend: keyframes or sinks of an earlier result; give its clip instead.")
             return go_on(self, clip, frames, actions, filled(options, verb="extend"))
-        told = {"direction": direction or "forward", "actions": actions}
+        told = {"direction": direction or "forward", "actions": actions, "sinks": sinks}
         request = requests.extend_request(clip, frames, self.config, **told)
         if keyframes is None:
             return self._answer(request, options, verb="extend")
         how = filled(options, verb="extend")
+        if sinks:
+            raise ValueError(
+                "extend: sinks beside keyframes, which each rollout sees anyway; take one of them."
+            )
         every = check_keyframes(keyframes, self.config.tokenizer.frames_per_chunk)
-        dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
+        dials = self.dials(**{name: how[name] for name in DIALS})
         return extend_keyframed(
             self, request, every=every, dials=dials, key=how["key"], conditions=how["conditions"]
         )
@@ -168,6 +175,7 @@ class World:
         *,
         direction: Direction | None = None,
         actions: Actions | Callable[[int], Any] | None = None,
+        sinks: int = 0,
         **options: Unpack[Options],
     ) -> Stream:
         """:meth:`extend` in pieces, in constant memory: an iterator over clips of new frames.
@@ -181,7 +189,7 @@ class World:
             None is forward, or as the other stream ran.
           actions: one per new frame in the order of time, or a function that is asked for the action of each
             frame, numbered as they are made, a piece ahead.
-          options: as in :meth:`extend`.
+          sinks, options: as in :meth:`extend`.
 
         Returns:
           Pieces with the frames that :meth:`extend` would have made at once.
@@ -189,7 +197,7 @@ class World:
         Raises:
           ValueError: as in :meth:`extend`.
         """
-        how = filled(options, verb="rollout")
+        how = filled(options, verb="rollout") | {"sinks": sinks}
         return stream(self, clip, frames, direction=direction, actions=actions, options=how)
 
     def infill(
@@ -237,7 +245,7 @@ class World:
     ) -> Generated:
         """One request, carried out with a user's options."""
         how = filled(options, verb=verb)
-        dials = self.dials(how["steps"], how["temperature"], how["refine_steps"])
+        dials = self.dials(**{name: how[name] for name in DIALS})
         asked = {"keys": how["key"][None], "conditions": how["conditions"], "effort": effort}
         return self.run([request], dials, **asked)[0]
 
@@ -274,14 +282,16 @@ class World:
         drawn = self.decode(self.encode(clip), refine_steps=refine_steps).frames
         return dataclasses.replace(clip, frames=np.concatenate([drawn, clip.frames[len(drawn) :]]))
 
-    def dials(self, steps: int = 8, temperature: float = 1.0, refine_steps: int | None = None) -> Dials:
+    def dials(
+        self, steps: int = 8, temperature: float = 1.0, refine_steps: int | None = None, **more: float
+    ) -> Dials:
         """Checked sampling dials; more passes than a chunk has codes are as many as it has.
 
         Raises:
-          ValueError: fewer than 1 pass, a negative temperature, or refinement in a world without.
+          ValueError: numbers that the world can't take.
         """
-        dials = {"steps": steps, "temperature": temperature, "refine_steps": refine_steps}
-        return make_dials(self.config.tokenizer, refines=self.refine is not None, **dials)
+        how = {"steps": steps, "temperature": temperature, "refine_steps": refine_steps, **more}
+        return make_dials(self.config, refines=self.refine is not None, **(DIALS | how))
 
     def run(
         self,

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import jax
 import jax.numpy as jnp
 
-from worldsim.config import TokenizerConfig
+from worldsim.config import WorldConfig
 from worldsim.generate.rollout import Dials
 
 REFINE_STEPS = 4
@@ -24,14 +24,30 @@ class Options(TypedDict, total=False):
       refine_steps: of the refinement head, which draws the detail; 0 decodes the codes alone, None is 4 in a
         world that has one.
       key: of all randomness; ``jax.random.key(0)`` by default.
+      stabilize: how noisy the chunks that were made are said to be to those after them (0); a world that was
+        trained on noisy chunks then trusts them less, up to its ``max_noise``.
+      guidance: how far a chunk is drawn beyond what its whole past says, away from what its nearest two
+        chunks alone would say (0); a second pass beside each.
       conditions: what holds for all that is seen and made, by name: a class or a vector.
     """
 
     steps: int
     temperature: float
     refine_steps: int | None
+    stabilize: float
+    guidance: float
     key: jax.Array | None
     conditions: Mapping[str, Any] | None
+
+
+DIALS: dict[str, Any] = {
+    "steps": 8,
+    "temperature": 1.0,
+    "refine_steps": None,
+    "stabilize": 0.0,
+    "guidance": 0.0,
+}
+"""The options that are numbers, and their defaults."""
 
 
 def filled(options: Options, *, verb: str) -> dict[str, Any]:
@@ -43,7 +59,7 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
         raise TypeError(f"{verb}: no option {unknown}; there are {sorted(Options.__annotations__)}.")
-    values = {"steps": 8, "temperature": 1.0, "refine_steps": None, "conditions": None, **options}
+    values: dict[str, Any] = {**DIALS, "conditions": None, **options}
     key = jax.random.key(0) if values.get("key") is None else values["key"]
     if not (is_key(key) and key.ndim == 0):
         raise TypeError(f"{verb}: the key is no single typed key; give jax.random.key(0), not {key!r}.")
@@ -56,19 +72,27 @@ def is_key(value: Any) -> bool:
 
 
 def make_dials(
-    tokenizer: TokenizerConfig, *, steps: int, temperature: float, refine_steps: int | None, refines: bool
+    config: WorldConfig,
+    *,
+    refines: bool,
+    steps: int,
+    temperature: float,
+    refine_steps: int | None,
+    stabilize: float,
+    guidance: float,
 ) -> Dials:
     """Checked sampling dials; see :meth:`worldsim.generate.extend.World.dials`.
 
     Args:
-      tokenizer: of the world.
-      steps, temperature, refine_steps: as in :class:`Options`.
-      refines: whether the world has a refinement head.
+      config: of the world.
+      refines: whether it has a refinement head.
+      steps, temperature, refine_steps, stabilize, guidance: as in :class:`Options`.
 
     Raises:
-      ValueError: fewer than 1 pass, a negative temperature, or refinement in a world without.
+      ValueError: fewer than 1 pass, a negative temperature or guidance, refinement in a world without, or
+        more noise than a world was trained on.
     """
-    rows, columns = tokenizer.grid
+    rows, columns = config.tokenizer.grid
     steps = min(steps, rows * columns)
     if steps < 1:
         raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
@@ -79,4 +103,17 @@ def make_dials(
     if refine_steps < 0 or (refine_steps and not refines):
         most = "take 0 or more" if refines else "this world has no refinement head: take 0"
         raise ValueError(f"refine_steps {refine_steps}; {most}.")
-    return Dials(jnp.int32(steps), jnp.float32(temperature), jnp.int32(refine_steps))
+    if not 0 <= stabilize <= config.dynamics.max_noise:
+        raise ValueError(
+            f"stabilize {stabilize}; take from 0 to {config.dynamics.max_noise}, the most noise that the "
+            "world was trained on."
+        )
+    if not guidance >= 0:
+        raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
+    return Dials(
+        jnp.int32(steps),
+        jnp.float32(temperature),
+        jnp.int32(refine_steps),
+        jnp.float32(stabilize),
+        jnp.float32(guidance) if guidance else None,
+    )

@@ -184,6 +184,7 @@ def extend_request(
     *,
     direction: Direction = "forward",
     actions: Actions | None = None,
+    sinks: int = 0,
     verb: str = "extend",
 ) -> Request:
     """See :meth:`World.extend`; ``verb`` is who asks."""
@@ -194,12 +195,17 @@ def extend_request(
     f = config.tokenizer.frames_per_chunk
     new, onward = chunk_count(frames, config, verb=verb), direction == "forward"
     seen, known = _given(clip, config, at="end" if onward else "start", most=config.dynamics.context)
+    if not 0 <= sinks <= (most := min(config.dynamics.pinned, known)):
+        raise ValueError(
+            f"{verb}: {sinks} sinks; take from 0 to {most}, of {known} chunks seen and "
+            f"{config.dynamics.pinned} that may be pinned."
+        )
     rows, fresh = by_chunk(seen.actions, known, config), by_chunk(actions, new, config)
     order = np.arange(known) if onward else np.arange(known)[::-1]
     if rows is not None and fresh is not None:
         rows, fresh = rows[order], (fresh if onward else fresh[::-1])
     return Request(
-        plan=(plans.forward if onward else plans.backward)(known, new, frames_per_chunk=f),
+        plan=(plans.forward if onward else plans.backward)(known, new, frames_per_chunk=f, sinks=sinks),
         frames=seen.frames,
         sources=np.concatenate([order, np.full(new, -1)]),
         actions=_stack([rows, fresh]),

@@ -22,6 +22,9 @@ from worldsim.ops.cached_attention import Part
 from worldsim.ops.sampling import certainty, keep_least_certain, masked_after, sample_codes
 from worldsim.plan import Plan
 
+NEAR = 2
+"""Chunks of the short past that guidance leads away from."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +35,16 @@ class Dials:
       steps: masked passes per chunk, from 1 to the number of codes in it.
       temperature: of the draws; 0 takes the likeliest and ignores the key.
       refine: steps of the refinement head when frames are drawn; 0 leaves it out.
+      stabilize: noise that generated chunks are said to have to those after them.
+      guidance: how far to go beyond the logits of the whole past, away from those of its nearest chunks; None
+        is not at all, in half the passes.
     """
 
     steps: Int[Array, ""]
     temperature: Float[Array, ""]
     refine: Int[Array, ""] | int = 0
+    stabilize: Float[Array, ""] | float = 0.0
+    guidance: Float[Array, ""] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +104,19 @@ def _row(rows: Rows, i: Int[Array, ""]) -> Rows:
 
 
 def draw_chunk(
-    model: Dynamics, query: Chunks, past: tuple[Part, ...], keys: Array, dials: Dials
+    model: Dynamics,
+    query: Chunks,
+    past: tuple[Part, ...],
+    keys: Array,
+    dials: Dials,
+    *,
+    near: tuple[Part, ...] | None = None,
 ) -> Int[Array, "b 1 h w"]:
-    """Draw one chunk's codes in ``dials.steps`` masked passes over what it sees of the past."""
+    """Draw one chunk's codes in ``dials.steps`` masked passes over what it sees of the past.
+
+    With guidance each pass reads ``near`` too, its nearest chunks (history guidance: Song et al.,
+    https://arxiv.org/abs/2502.06764).
+    """
     b, _, h, w = query.codes.shape
 
     def reveal(codes, logits, key, step):
@@ -111,7 +129,10 @@ def draw_chunk(
 
     def one_pass(step, codes):
         grid = rearrange(codes, "b (h w) -> b 1 h w", h=h)
-        logits = model.predict(dataclasses.replace(query, codes=grid), past)
+        asked = dataclasses.replace(query, codes=grid)
+        logits = model.predict(asked, past)
+        if dials.guidance is not None and near is not None:
+            logits = logits + dials.guidance * (logits - model.predict(asked, near))
         logits = rearrange(logits, "b 1 h w v -> b (h w) v")
         return jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
 
@@ -126,8 +147,10 @@ def generate(
     """The codes of one row of a plan, what its chunk brings to the cache, and its outcomes."""
     query = row.chunks(stream=QUERY)
     past = model.past(cache, query)  # what a query sees of it, its known chunk sees
-    codes = draw_chunk(model, query, past, chunk_keys(keys, row.times[0]), dials)
+    near = None if dials.guidance is None else model.nearest(past, cache, query, count=NEAR)
+    codes = draw_chunk(model, query, past, chunk_keys(keys, row.times[0]), dials, near=near)
     known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN)
+    known = dataclasses.replace(known, noise=jnp.full_like(known.noise, dials.stabilize))
     return codes, *model.enter_and_tell(known, past)
 
 

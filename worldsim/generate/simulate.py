@@ -49,7 +49,9 @@ class SimulatorState:
       keys: ``[b]``, one per world; a chunk's stream is folded from its time.
       time: of the next chunk's first frame, in frames from the first one seen.
       order: of the next chunk.
-      turn: slots that have been given out; the next chunk takes the one that was written longest ago.
+      turn: slots that have been given out behind the pinned ones; the next chunk takes the one of them that
+        was written longest ago.
+      pinned: slots that are never given out again.
       codes: of the latest chunk.
       latents: of the latest chunk as it was drawn; the next one is drawn beside it.
       rewards: what the world expects of arriving at the latest chunk; None where it tells no rewards.
@@ -61,6 +63,7 @@ class SimulatorState:
     time: Float[Array, ""]
     order: Int[Array, ""]
     turn: Int[Array, ""]
+    pinned: Int[Array, ""]
     codes: Int[Array, "b 1 h w"]
     latents: Float[Array, "b 1 h w z"]
     rewards: Float[Array, "b"] | None = None
@@ -73,7 +76,7 @@ def _step(
     state: SimulatorState, actions: Array | np.ndarray | None, dials: Dials, *, frames: int, show: Show,
 ) -> tuple[SimulatorState, Array]:  # fmt: skip
     """The next state, and what ``show`` says of the new chunk of so many frames."""
-    slot = state.turn % state.cache.times.shape[1]
+    slot = state.pinned + state.turn % (state.cache.times.shape[1] - state.pinned)
     row = Rows(
         codes=state.codes,
         times=state.time[None],
@@ -96,6 +99,7 @@ def _step(
         time=state.time + frames,
         order=state.order + 1,
         turn=state.turn + 1,
+        pinned=state.pinned,
         codes=new,
         latents=latents,
         rewards=twohot.mean(told["rewards"][:, 0]) if "rewards" in told else None,
@@ -114,18 +118,24 @@ def graft(
 
     Args:
       state: of b worlds.
-      other: of as many, of the same simulator.
+      other: of as many, of the same simulator, with as many pinned chunks.
       where: which of them to take from ``other``.
     """
-    slots = state.cache.times.shape[1]
+    slots, pinned = jnp.arange(state.cache.times.shape[1]), state.pinned
     late, behind = state.turn - other.turn, state.order - other.order
-    move = lambda a: jnp.roll(a, late * (a.shape[2] // slots), axis=2)
+    ring = pinned + (slots - pinned - late) % (len(slots) - pinned)
+    source = jnp.where(slots < pinned, slots, ring)
+
+    def move(a: Array) -> Array:
+        b, k, m, e = a.shape
+        return a.reshape(b, k, len(slots), -1, e)[:, :, source].reshape(b, k, m, e)
+
     ids = other.cache.ids.at[..., 1].add(behind)
     cache = KVCache(
         tuple(map(move, other.cache.keys)),
         tuple(map(move, other.cache.values)),
-        jnp.roll(other.cache.times + (state.time - other.time), late, axis=1),
-        jnp.roll(ids, late, axis=1),
+        (other.cache.times + (state.time - other.time))[:, source],
+        ids[:, source],
     )
     moved = dataclasses.replace(other, cache=cache, time=state.time, order=state.order, turn=state.turn)
 
@@ -155,6 +165,9 @@ class Simulator:
         steps: int = 8,
         temperature: float = 1.0,
         refine_steps: int | None = None,
+        stabilize: float = 0.0,
+        guidance: float = 0.0,
+        sinks: int = 0,
         show: Show = "frames",
     ):
         """Set how a world is run; nothing is compiled before the first step.
@@ -164,12 +177,16 @@ class Simulator:
           steps: masked passes per chunk.
           temperature: of sampling; 0 takes the likeliest codes.
           refine_steps: of the refinement head; 0 draws the codes alone, None is 4 in a world that has one.
+          stabilize, guidance: see :class:`worldsim.generate.options.Options`.
+          sinks: see :meth:`worldsim.generate.extend.World.extend`.
           show: what a step answers with: pictures, or the codes.
 
         Raises:
           ValueError: dials that the world can't take, or something else to show.
         """
-        self.world, self.dials = world, world.dials(steps, temperature, refine_steps)
+        how = {"stabilize": stabilize, "guidance": guidance}
+        self.world, self.dials = world, world.dials(steps, temperature, refine_steps, **how)
+        self.sinks = sinks
         self.frames = world.config.tokenizer.frames_per_chunk
         if show not in ("frames", "codes"):
             raise ValueError(f"Simulator: show {show!r}; take 'frames' or 'codes'.")
@@ -193,7 +210,8 @@ class Simulator:
         if not clips:
             raise ValueError("reset: no clips; give at least one.")
         config = self.world.config
-        asked = [requests.extend_request(clip, self.frames, config, verb="reset") for clip in clips]
+        how = {"sinks": self.sinks, "verb": "reset"}
+        asked = [requests.extend_request(clip, self.frames, config, **how) for clip in clips]
         if any(not requests.same_plan(one, asked[0]) for one in asked):
             raise ValueError(
                 f"reset: clips of {[len(clip) for clip in clips]} frames; give clips that show equally many "
@@ -223,6 +241,7 @@ class Simulator:
             time=jnp.float32(plan.times[known]),
             order=jnp.int32(state.next_order),
             turn=jnp.int32(state.ring),
+            pinned=jnp.int32(state.pinned),
             codes=jnp.asarray(latest[:, 1:]),
             latents=latents,
             **{name: jnp.zeros(len(clips)) for name in config.dynamics.outcomes},

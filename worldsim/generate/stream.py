@@ -20,6 +20,7 @@ from jaxtyping import Int
 from worldsim.generate import requests, rollout
 from worldsim.generate.answer import detail_keys
 from worldsim.generate.check import check_actions, chunk_count
+from worldsim.generate.options import DIALS
 from worldsim.generate.render import HALO, render, tokenize
 from worldsim.generate.rollout import Dials, RolloutState
 from worldsim.plan import Plan, make_plan
@@ -197,9 +198,11 @@ def stream(
         check_actions(actions, config, frames=frames, verb="rollout")
     if callable(actions) and config.dynamics.action.kind == "none":
         raise ValueError("rollout: the world takes no actions; leave them out.")
-    dials = world.dials(options["steps"], options["temperature"], options["refine_steps"])
+    dials = world.dials(**{name: options[name] for name in DIALS})
     rows = lambda count: world.condition_rows(options["conditions"], 1, count)
     if isinstance(clip, Standing):  # which may be gone on from again
+        if options["sinks"]:
+            raise ValueError("rollout: sinks for a stream that has begun; it keeps those that it has.")
         if direction not in (None, clip.direction):
             raise ValueError(f"rollout: direction {direction!r} from a stream that ran {clip.direction}.")
         clip = dataclasses.replace(clip, state=rollout.fork(clip.state))
@@ -216,7 +219,8 @@ def _given(
 ) -> Standing:
     """Where a stream stands that has seen a clip and made nothing."""
     f = world.config.tokenizer.frames_per_chunk
-    asked = requests.extend_request(clip, f, world.config, direction=direction, verb="rollout")
+    told = {"direction": direction, "sinks": options["sinks"], "verb": "rollout"}
+    asked = requests.extend_request(clip, f, world.config, **told)
     plan, known = asked.plan, int(asked.plan.known.sum())
     codes = tokenize(*world.tokenizer, asked.frames[None], frames_per_chunk=f)[:, asked.sources[:known]]
     state = rollout.start(*world.dynamics, keys=options["key"][None])

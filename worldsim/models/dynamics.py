@@ -225,7 +225,10 @@ class Dynamics(nnx.Module):
 
         Worked out once for all passes over the same chunks. The bias has an axis for them, ``[p b m]``.
         """
-        angles = self._angles(cache.times - readers.times[:, :1])
+        away = cache.times - readers.times[:, :1]
+        if self.config.reach:
+            away = jnp.clip(away, -self.config.reach, self.config.reach)
+        angles = self._angles(away)
         turns = tuple(part[:, None] for part in once(rope.turns, angles))
         keys = once(lambda turns, keys: [rope.turn(k, turns) for k in keys], turns, cache.keys)
 
@@ -235,6 +238,17 @@ class Dynamics(nnx.Module):
 
         bias = once(hide, readers.ids, cache.ids)
         return tuple(Part(k, v, bias) for k, v in zip(keys, cache.values, strict=True))
+
+    def nearest(
+        self, past: tuple[Part, ...], cache: KVCache, readers: Chunks, *, count: int
+    ) -> tuple[Part, ...]:
+        """What :meth:`past` gave, of which readers see only the ``count`` chunks nearest to them in time."""
+        seen = rearrange(visible(readers.ids, cache.ids), "b p s -> p b s")
+        away = jnp.abs(readers.times.T[:, :, None] - cache.times[None])
+        away = jnp.where(seen, away, jnp.inf)
+        shown = seen & (away <= jnp.sort(away, axis=-1)[..., count - 1 : count])
+        bias = jnp.where(jnp.repeat(shown, self.tokens, axis=-1), 0.0, UNSEEN)
+        return tuple(dataclasses.replace(part, bias=bias) for part in past)
 
     def _read(self, chunks: Chunks, past: tuple[Part, ...] | None, look: Look | None = None):
         """Run chunks against the past, if any, and one another; also their keys and values per layer."""

@@ -125,6 +125,7 @@ def dynamics_loss(
     mix: MixConfig,
     strategy: str = "local",
     remat: Remat = "none",
+    late: Bool[Array, ""] | bool = False,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Cross-entropy of masked codes in the query stream, given the corrupted known stream.
 
@@ -138,12 +139,14 @@ def dynamics_loss(
       digits: values per digit of a code.
       mix: shares of clean chunks, null actions and null conditions.
       strategy, remat: see :meth:`Dynamics.two_stream`.
+      late: whether ``mix.resampled`` chunks of the known stream are drawn by the model.
 
     Returns:
       Mean nats per masked code, with ``OUTCOMES`` of those per reward and end where the model tells them, and
       metrics: these and the accuracy.
     """
     clean_key, noise_key, corrupt_key, ratio_key, mask_key, null_key = jax.random.split(key, 6)
+    drawn_key = jax.random.fold_in(key, 6)
     codes, rows = batch["codes"].astype(jnp.int32), batch["queries"]
     h, w = codes.shape[2:]
     orders = batch["orders"]
@@ -174,6 +177,12 @@ def dynamics_loss(
         noise=jnp.zeros_like(query.noise),
         ids=jnp.stack([own, query.ids[..., 1], jnp.full_like(own, QUERY)], axis=-1),
     )
+    if mix.resampled:
+        own_draws = partial(
+            _resample, model, query=query, target=target, rows=rows, key=drawn_key, share=mix.resampled,
+            strategy=strategy,
+        )  # fmt: skip
+        known = jax.lax.cond(late, own_draws, lambda known: known, known)
     read, asked_for = model.streams(known, query, strategy=strategy, remat=remat)
     logits = model.logits(asked_for)
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), target[..., None], axis=-1)[..., 0]
@@ -184,6 +193,30 @@ def dynamics_loss(
     told = outcome_nats(model.tell(read), batch, there=segments != PADDING)
     loss = nats + OUTCOMES * sum(told.values(), jnp.float32(0.0))
     return loss, {"nats_per_code": nats, "accuracy": right} | told
+
+
+def _resample(
+    model: Dynamics,
+    known: Chunks,
+    *,
+    query: Chunks,
+    target: Int[Array, "b q h w"],
+    rows: Int[Array, "b q"],
+    key: Array,
+    share: float,
+    strategy: str,
+) -> Chunks:
+    """The known stream with a share of the query chunks as the model draws them, their masked codes at once.
+
+    Without gradients through the draws: scheduled sampling (Bengio et al., https://arxiv.org/abs/1506.03099).
+    """
+    draw_key, which_key = jax.random.split(key)
+    logits = jax.lax.stop_gradient(model.two_stream(known, query, strategy=strategy))
+    made = jnp.where(query.codes == model.mask, jax.random.categorical(draw_key, logits), target)
+    put = jax.random.bernoulli(which_key, share, rows.shape) & (rows >= 0)
+    place = jnp.where(put, rows, known.codes.shape[1])
+    codes = jax.vmap(lambda codes, at, new: codes.at[at].set(new, mode="drop"))(known.codes, place, made)
+    return dataclasses.replace(known, codes=codes)
 
 
 def outcome_nats(

@@ -87,8 +87,11 @@ def _order(
         gap = 0 if rng.random() < 0.5 else int(rng.integers(0, span - count + 1))
         row = np.concatenate([count - suffix + gap + np.arange(suffix), np.arange(count - suffix)])
         first = suffix + 1
-    elif kind == "backward":
-        row = row[::-1]
+    elif kind in ("forward", "backward"):
+        if mix.gaps and span > count > 2 and rng.random() < mix.gaps:
+            row[int(rng.integers(1, min(pinned, count - 2) + 1)) :] += int(rng.integers(1, span - count + 1))
+        if kind == "backward":
+            row = row.max() - row
     elif kind == "shuffled":
         row = rng.permutation(count)
     elif kind == "keyframes":

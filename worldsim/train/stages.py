@@ -134,11 +134,11 @@ def dynamics_stage(
                 yield plan_batch(clip, config, step=step, rows=mine.rows, parts=mine.parts)
 
     def loss(params, frozen, batch, key, step):
-        del frozen, step
+        del frozen
+        how: dict[str, Any] = {"strategy": strategy, "remat": config.dynamics.remat}
+        how["late"] = step >= config.mix.resampled_from * config.dynamics.steps
         digits = config.world.tokenizer.digits
-        model = nnx.merge(graph, params)
-        remat = config.dynamics.remat
-        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, strategy=strategy, remat=remat)
+        return dynamics_loss(nnx.merge(graph, params), batch, key, digits=digits, mix=config.mix, **how)
 
     return Stage(
         name="dynamics",
