@@ -32,6 +32,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # A process for each core, to a limit; the tests of a file share what they train.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# The browser that the tests of `worldsim play` drive; `make test-all` installs Debian's where it may.
+CHROMIUM := command -v chromium || command -v chromium-browser || command -v google-chrome
+
 .PHONY: help demo test test-all lint types format install install-dev tree notebooks lock clean
 
 help:
@@ -46,6 +49,9 @@ test: .venv/dev.stamp
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -m "not slow"
 
 test-all: .venv/dev.stamp
+	@$(CHROMIUM) >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "no Chromium here and no right to install it: the tests of the page in a browser are skipped"
 	$(PYTEST)
 
 lint: .venv/dev.stamp

@@ -105,7 +105,7 @@ def _rows(plan):
     )  # fmt: skip
 
 
-def test_made_chunks_are_told_as_noisy_and_given_ones_are_not(world, monkeypatch):
+def test_made_chunks_are_told_as_noisy_and_given_ones_are_not(monkeypatch):
     seen = []
     real = Dynamics.embed
 
