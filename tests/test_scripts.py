@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import ablate, gallery
+from scripts import ablate, drift, gallery
 from worldsim.cli.options import load_config
 from worldsim.data.make import make_sprites
 from worldsim.data.sprites import SpriteConfig
@@ -109,3 +109,23 @@ def test_delays_run_from_a_key_to_the_first_changed_picture_under_it():
     assert play_latency.delays(pressed, pictures) == [80.0, 30.0], "the picture at 150 is as the one before"
     assert play_latency.delays(pressed[:1], pictures[:3]) == []
     assert play_latency.paddle_delays(pressed, pictures) == [20.0, 60.0]
+
+
+def test_ways_to_run_a_world_are_read():
+    assert drift.parse("plain") == {}
+    assert drift.parse("guidance=0.5,sinks=2") == {"guidance": 0.5, "sinks": 2}
+    for wrong in ("", "steps=3", "sinks"):
+        with pytest.raises(ValueError, match="give plain"):
+            drift.parse(wrong)
+    assert drift.around([0.0] * 8 + [1.0] * 8, 16) == 1 and drift.around([2.0], 16) == 2
+
+
+@pytest.mark.slow
+def test_drift_is_measured_in_every_way(tmp_path, capsys):
+    sizes = ["--frames", "20", "--clips", "2", "--workdir", str(tmp_path)]
+    drift.main(["sprites", "--ways", "plain", "guidance=0.5,sinks=1", *sizes])
+    rows = json.loads((tmp_path / "drift.json").read_text())
+    assert set(rows) == {"sprites, plain", "sprites, guidance=0.5,sinks=1"}
+    for row in rows.values():
+        assert 0 < row["survival"] <= 20 and 0 <= row["there, last"] <= 1 and row["pushed 16"] < 10
+    assert "| sprites, plain | " in capsys.readouterr().out

@@ -54,7 +54,14 @@ def actions_for(held: HeldOut, frames: int) -> Shaped[np.ndarray, "n t *a"] | No
 
 
 def play_far(
-    world: World, held: HeldOut, dials: Dials, *, frames: int, seed: int, note: Callable[[str], None]
+    world: World,
+    held: HeldOut,
+    dials: Dials,
+    *,
+    frames: int,
+    seed: int,
+    note: Callable[[str], None],
+    sinks: int = 0,
 ) -> Frames:
     """New frames ``[n frames H W c]`` after each window's known ones, spread over all processes."""
     f = world.config.tokenizer.frames_per_chunk
@@ -67,7 +74,8 @@ def play_far(
         told = [None if actions is None else actions[i] for i in rows]
         known = [held.clip(int(i))[: held.known] for i in rows]
         requests = [
-            extend_request(k, whole, world.config, actions=a) for k, a in zip(known, told, strict=True)
+            extend_request(k, whole, world.config, actions=a, sinks=sinks)
+            for k, a in zip(known, told, strict=True)
         ]
         made = world.run(requests, dials, keys=keys[rows])
         return np.stack([one.clip.frames[held.known : held.known + frames] for one in made])
