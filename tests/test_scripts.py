@@ -117,7 +117,7 @@ def test_ways_to_run_a_world_are_read():
     for wrong in ("", "steps=3", "sinks"):
         with pytest.raises(ValueError, match="give plain"):
             drift.parse(wrong)
-    assert drift.around([0.0] * 8 + [1.0] * 8, 16) == 1 and drift.around([2.0], 16) == 2
+    assert drift.around([0.0] * 8 + [1.0] * 8, 16) == 1 and drift.around([2.0, 2.0], 2) == 2
 
 
 @pytest.mark.slow
