@@ -27,6 +27,7 @@ from worldsim.evaluate.sprite_laws import over_horizon
 from worldsim.generate.extend import World
 
 AT = (16, 64, 256)
+NAMES = {"steps": int, "temperature": float, "stabilize": float, "guidance": float, "sinks": int}
 WAYS = ("plain", "stabilize=0.1", "stabilize=0.3", "guidance=0.5", "guidance=1", "sinks=2")
 
 
@@ -39,9 +40,11 @@ def parse(way: str) -> dict[str, float]:
     if way == "plain":
         return {}
     parts = [part.partition("=") for part in way.split(",")]
-    if any(name not in ("stabilize", "guidance", "sinks") or not value for name, _, value in parts):
-        raise ValueError(f"{way!r}; give plain, or such as stabilize=0.1,guidance=0.5,sinks=2.")
-    return {name: int(value) if name == "sinks" else float(value) for name, _, value in parts}
+    if any(name not in NAMES or not value for name, _, value in parts):
+        raise ValueError(
+            f"{way!r}; give plain, or some of {', '.join(NAMES)}, such as stabilize=0.1,sinks=2."
+        )
+    return {name: NAMES[name](value) for name, _, value in parts}
 
 
 def around(curve: Sequence[float], frame: int) -> float:
@@ -49,11 +52,11 @@ def around(curve: Sequence[float], frame: int) -> float:
     return float(np.nanmean(np.asarray(curve, float)[max(0, frame - 8) : frame]))
 
 
-def measure(world: World, held: HeldOut, way: str, *, frames: int, passes: int = 8, seed: int = 0) -> dict:
+def measure(world: World, held: HeldOut, way: str, *, frames: int, seed: int = 0) -> dict:
     """A row of the table."""
     how = parse(way)
     sinks = int(how.pop("sinks", 0))
-    dials = world.dials(passes, 1.0, 0, **how)
+    dials = world.dials(refine_steps=0, **how)
     made = play_far(world, held, dials, frames=frames, seed=seed, note=lambda _: None, sinks=sinks)
     truth = held.frames[:, held.known : held.known + frames]
     far = drift(made, held)

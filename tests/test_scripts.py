@@ -113,8 +113,8 @@ def test_delays_run_from_a_key_to_the_first_changed_picture_under_it():
 
 def test_ways_to_run_a_world_are_read():
     assert drift.parse("plain") == {}
-    assert drift.parse("guidance=0.5,sinks=2") == {"guidance": 0.5, "sinks": 2}
-    for wrong in ("", "steps=3", "sinks"):
+    assert drift.parse("guidance=0.5,sinks=2,steps=4") == {"guidance": 0.5, "sinks": 2, "steps": 4}
+    for wrong in ("", "speed=3", "sinks"):
         with pytest.raises(ValueError, match="give plain"):
             drift.parse(wrong)
     assert drift.around([0.0] * 8 + [1.0] * 8, 16) == 1 and drift.around([2.0, 2.0], 2) == 2
