@@ -40,7 +40,7 @@ def some_config(steps=20):
         dynamics=StageConfig(
             steps=steps, batch=8, frames=20, optim=OPTIM, log_every=1, save_every=0, sample_every=0
         ),
-        mix=MixConfig(chunks=16, queries=8),
+        mix=MixConfig(chunks=16, queries=8, resampled=0.5, resampled_from=0.0),
     )
 
 

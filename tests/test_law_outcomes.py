@@ -120,11 +120,11 @@ def test_rewards_and_ends_are_learned():
         jnp.asarray(test["actions"]),
     )
     found = nnx.merge(graph, params).enter_and_tell(known, None)[1]
-    np.testing.assert_allclose(twohot.mean(found["rewards"]), test["rewards"], atol=0.7)
+    np.testing.assert_allclose(twohot.mean(found["rewards"]), test["rewards"], atol=0.15)
     np.testing.assert_array_equal(found["ends"][..., 0] > 0, test["ends"])
 
 
-def test_chunks_carry_the_sum_of_their_rewards_and_any_end(tmp_path):
+def test_chunks_carry_the_sum_of_their_rewards_and_any_end_up_to_the_last(tmp_path):
     config = tiny.config(frames_per_chunk=2, outcomes=("rewards", "ends"))
     rng = np.random.default_rng(0)
     record = {
@@ -135,8 +135,8 @@ def test_chunks_carry_the_sum_of_their_rewards_and_any_end(tmp_path):
     }
     source = ArraySource({**record, "lengths": np.array([7])}, keys=None)
     codes = encode_source(source, config, tiny.params("tokenizer", config), tmp_path / "c.npz")[0]
-    np.testing.assert_array_equal(codes["rewards"], [1, -3, 0.5])
-    np.testing.assert_array_equal(codes["ends"], [False, True, False])
+    np.testing.assert_array_equal(codes["rewards"], [3, -5, 9.5])
+    np.testing.assert_array_equal(codes["ends"], [False, True, True])
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +247,6 @@ def test_a_run_trains_what_the_world_tells_and_refuses_data_without_it(tmp_path)
     save_arrays(tmp_path / "d.npz", {"train": [record] * 4})
     world = worldsim.load(train(config, tmp_path / "run"))
     told = json.loads((tmp_path / "run" / "dynamics" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert told["nats_per_reward"] < np.log(len(twohot.BINS)) and 0 < told["nats_per_end"] < 0.75
+    assert 0 < told["nats_per_reward"] < 4 and 0 < told["nats_per_end"] < 1
     assert told["loss"] > told["nats_per_code"]
     assert world.config.dynamics.outcomes == ("rewards", "ends")

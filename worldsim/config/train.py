@@ -292,6 +292,11 @@ class TrainConfig:
                 f"TrainConfig: mix.queries {self.mix.queries} don't fit beside {self.world.dynamics.pinned} "
                 f"pinned chunks in plans of {self.mix.chunks}; take at most {room}."
             )
+        if self.mix.gaps and self.dynamics.frames <= self.mix.chunks * f:
+            raise ValueError(
+                f"TrainConfig: mix.gaps {self.mix.gaps}, but plans of {self.mix.chunks} chunks leave nothing "
+                f"out of dynamics.frames {self.dynamics.frames}; raise these."
+            )
         if self.dynamics.frames < self.mix.chunks * f:
             raise ValueError(
                 f"TrainConfig: dynamics.frames {self.dynamics.frames} is less than mix.chunks "

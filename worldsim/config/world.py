@@ -139,8 +139,9 @@ class DynamicsConfig:
       around: every layer begins with a 3x3 convolution over the tokens of each chunk.
       context: chunks a rollout keeps in its cache (and training sees before a chunk).
       pinned: chunks of them that a rollout may keep for good: what lies beyond a gap, a loop's anchor.
-      reach: frames beyond which what lies farther off in time is read as lying there, so that sinks stay as
-        far as training has seen; 0 is no bound.
+      reach: frames beyond which what lies farther off in time is read from the cache as lying there, so that
+        sinks stay as far as training has seen (clipped relative positions); 0 is no bound, else at least
+        what the context spans.
       max_noise: highest corruption level of the known stream in training.
       rope_base: of the time rotation; see :mod:`worldsim.ops.rope`.
       action: what leads from frame to frame.
@@ -243,6 +244,11 @@ class WorldConfig:
     fps: float = 15.0
 
     def __post_init__(self) -> None:
+        span = self.dynamics.context * self.tokenizer.frames_per_chunk
+        if 0 < self.dynamics.reach < span:
+            raise ValueError(
+                f"WorldConfig: reach {self.dynamics.reach}, and a context of {span} frames; take that, or 0."
+            )
         check_ranges(self, **{"(0, inf)": ("fps",)})
         rows, columns = self.tokenizer.grid
         if rows % self.dynamics.patch or columns % self.dynamics.patch:

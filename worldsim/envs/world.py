@@ -103,7 +103,8 @@ class WorldEnv(gymnasium.Env):
           clips: what episodes begin with; None is the clips that come with a bundled world.
           known: frames of them; None is as many as the world can see.
           render_mode: ``rgb_array``, or None.
-          options: of :class:`worldsim.Simulator`: ``steps``, ``temperature``, ``refine_steps``.
+          options: of :class:`worldsim.Simulator`: ``steps``, ``temperature``, ``refine_steps``,
+            ``stabilize``, ``guidance``, ``sinks``.
 
         Raises:
           ValueError: a world that takes no action a frame, no clips, or a render mode that there is not.
@@ -200,11 +201,14 @@ class WorldVectorEnv(VectorEnv):
         frames, self._count = np.array(frames[:, 0]), self._count + 1
         rewards, ended = _outcomes(self._state, self.num_envs)
         if again.any():
-            state, fresh, which = self._source.begin(self.np_random, self.num_envs, None)
-            self._state = graft(self._state, state, again)
-            frames[again], self._count[again] = fresh[again], 0
+            which = np.zeros(self.num_envs, int)
+            for i in np.flatnonzero(again):  # one at a time: a shape that is compiled once
+                state, fresh, which[i : i + 1] = self._source.begin(self.np_random, 1, None)
+                self._state = graft(self._state, state, np.arange(self.num_envs) == i)
+                frames[i] = fresh[0]
+            self._count[again] = 0
             rewards, ended = np.where(again, 0.0, rewards), ended & ~again
-            info = {"clip": np.where(again, which, 0), "_clip": again}
+            info = {"clip": which, "_clip": again}
         return self._answer(frames, rewards, ended, info)
 
     def _answer(

@@ -158,10 +158,8 @@ class World:
         if keyframes is None:
             return self._answer(request, options, verb="extend")
         how = filled(options, verb="extend")
-        if sinks:
-            raise ValueError(
-                "extend: sinks beside keyframes, which each rollout sees anyway; take one of them."
-            )
+        if sinks or how["stabilize"]:
+            raise ValueError("extend: sinks or stabilize beside keyframes; take one of them.")
         every = check_keyframes(keyframes, self.config.tokenizer.frames_per_chunk)
         dials = self.dials(**{name: how[name] for name in DIALS})
         return extend_keyframed(

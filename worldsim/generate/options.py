@@ -24,8 +24,9 @@ class Options(TypedDict, total=False):
       refine_steps: of the refinement head, which draws the detail; 0 decodes the codes alone, None is 4 in a
         world that has one.
       key: of all randomness; ``jax.random.key(0)`` by default.
-      stabilize: how noisy the chunks that were made are said to be to those after them (0); a world that was
-        trained on noisy chunks then trusts them less, up to its ``max_noise``.
+      stabilize: how noisy the chunks that were made are said to be to those after them (0); a world that
+        was trained on noisy chunks then trusts them less, up to its ``max_noise`` (Diffusion Forcing: Chen et
+        al., https://arxiv.org/abs/2407.01392).
       guidance: how far a chunk is drawn beyond what its whole past says, away from what its nearest two
         chunks alone would say (0); a second pass beside each.
       conditions: what holds for all that is seen and made, by name: a class or a vector.
@@ -55,10 +56,15 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
 
     Raises:
       TypeError: one that no verb has, or a key that is not one typed key.
+      ValueError: one that the verb has no use for.
     """
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
         raise TypeError(f"{verb}: no option {unknown}; there are {sorted(Options.__annotations__)}.")
+    if verb == "loop" and (options.get("stabilize") or options.get("guidance")):
+        raise ValueError(
+            "loop: stabilize and guidance are for what is made in one direction; leave them out."
+        )
     values: dict[str, Any] = {**DIALS, "conditions": None, **options}
     key = jax.random.key(0) if values.get("key") is None else values["key"]
     if not (is_key(key) and key.ndim == 0):
@@ -108,7 +114,7 @@ def make_dials(
             f"stabilize {stabilize}; take from 0 to {config.dynamics.max_noise}, the most noise that the "
             "world was trained on."
         )
-    if not guidance >= 0:
+    if not 0 <= guidance < float("inf"):
         raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
     return Dials(
         jnp.int32(steps),

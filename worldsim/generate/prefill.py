@@ -68,6 +68,7 @@ def blocks(
     actions: np.ndarray | None,
     conditions: Mapping[str, np.ndarray],
     context: int,
+    most: int = BLOCK,
 ) -> Iterator[tuple[np.ndarray, Rows]]:
     """Cut chosen plan rows into padded blocks.
 
@@ -77,12 +78,13 @@ def blocks(
       which: indices of the rows to cut, ascending.
       codes, actions, conditions: a row per plan row.
       context: slots in the cache; padded rows point past it.
+      most: real rows in a block.
 
     Yields:
       The plan's indices of a block's real rows, and the block.
     """
-    for start in range(0, len(which), BLOCK):
-        index = which[start : start + BLOCK]
+    for start in range(0, len(which), most):
+        index = which[start : start + most]
         pad = BLOCK - len(index)
         take = np.concatenate([index, np.repeat(index[-1:], pad)])
         real = np.arange(BLOCK) < len(index)

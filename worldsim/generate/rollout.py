@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from worldsim.generate.prefill import Rows, blocks, prefill
+from worldsim.generate.prefill import BLOCK, Rows, blocks, prefill
 from worldsim.models.cache import Entry, KVCache, no_entry, write
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
@@ -212,10 +212,10 @@ def dispatch(
     pins = int(plan.pinned.sum())
     if pins and state.next_order:
         raise ValueError(f"run: {pins} pinned chunks in a plan that goes on from order {state.next_order}.")
-    given = int(plan.known.sum()) - pins
-    if given > context - state.pinned - pins:
+    plain = int(plan.known.sum()) - pins
+    if plain > context - state.pinned - pins:
         raise ValueError(
-            f"run: {given} known chunks beside {state.pinned + pins} pinned ones in a cache of {context}; "
+            f"run: {plain} known chunks beside {state.pinned + pins} pinned ones in a cache of {context}; "
             "give only the nearest."
         )
     if pins >= context:
@@ -226,7 +226,9 @@ def dispatch(
     slots = np.where(plan.pinned, np.arange(len(plan)), pinned + ring % (context - pinned))
     out = np.array(codes, np.int32)
     cache, extras = state.cache, {"actions": actions, "conditions": conditions or {}, "context": context}
-    for _, rows in blocks(plan, slots, np.flatnonzero(plan.known), codes=out, **extras):
+    given = np.flatnonzero(plan.known)
+    alone = len(given) > 0 and nnx.merge(*model).config.reach > 0  # bounds what is read from the cache alone
+    for _, rows in blocks(plan, slots, given, codes=out, most=1 if alone else BLOCK, **extras):
         cache = prefill(*model, cache, rows)
     drawn, new = [], int((~plan.known).sum())
     for index, rows in blocks(plan, slots, np.flatnonzero(~plan.known), codes=out, **extras):

@@ -118,7 +118,7 @@ def graft(
 
     Args:
       state: of b worlds.
-      other: of as many, of the same simulator, with as many pinned chunks.
+      other: of as many, or of one, of the same simulator, with as many pinned chunks.
       where: which of them to take from ``other``.
     """
     slots, pinned = jnp.arange(state.cache.times.shape[1]), state.pinned

@@ -83,7 +83,8 @@ class MLP(nnx.Module):
 
 
 class Around(nnx.Module):
-    """What lies around each token in its chunk's grid; tokens before the grid get nothing. Starts as nothing.
+    """What lies around each token in its chunk's grid, by a depthwise 3x3 convolution that starts as nothing;
+    tokens before the grid get nothing.
 
     Attention finds a thing by where it was; told of its surroundings, a token knows where a thing came from
     that moved by less than a token or over its border.
@@ -96,10 +97,11 @@ class Around(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"], *, lead: int) -> Float[Array, "b n d"]:
         rows, columns = self.grid
-        tokens = self.norm(x).reshape(-1, lead + rows * columns, x.shape[-1])[:, lead:]
-        seen = self.conv(tokens.reshape(-1, rows, columns, x.shape[-1]))
-        seen = seen.reshape(-1, rows * columns, x.shape[-1])
-        return jnp.pad(seen, ((0, 0), (lead, 0), (0, 0))).reshape(x.shape)
+        chunks = self.norm(x).reshape(x.shape[0], -1, lead + rows * columns, x.shape[-1])
+        grids = chunks[:, :, lead:].reshape(*chunks.shape[:2], rows, columns, x.shape[-1])
+        seen = jax.vmap(self.conv)(grids)  # rows and chunks apart: each may be spread over devices
+        seen = seen.reshape(*chunks.shape[:2], rows * columns, x.shape[-1])
+        return jnp.pad(seen, ((0, 0), (0, 0), (lead, 0), (0, 0))).reshape(x.shape)
 
 
 class Layer(nnx.Module):

@@ -5,7 +5,7 @@
     reference      all of it in six lines, with every score in memory
     weights        its weights, to be looked at
 
-Nothing but the reference holds the scores of all pairs.
+Nothing but the reference and its weights holds the scores of all pairs.
 """
 
 from __future__ import annotations

@@ -122,11 +122,14 @@ def _encode(
     columns: dict[str, Any] = {"lengths": lengths[mine.start :: mine.step]}
     for row, i in enumerate(mine):
         record = source[i]
-        codes, count = encode(record["frames"]), int(lengths[i])
-        rows = {"codes": codes}
+        count = int(lengths[i])
+        # What is no whole chunk is left out at the end, or at the beginning where ends are to be told.
+        first = len(record["frames"]) % f if config.dynamics.outcomes else 0
+        part = slice(first, first + count * f)
+        rows = {"codes": encode(record["frames"][part])}
         for name, array in record.items():
             if name in ("actions", "rewards", "ends") or name.startswith("condition_"):
-                rows[name] = _by_chunk(name, array[: count * f].reshape(count, f, *array.shape[1:]))
+                rows[name] = _by_chunk(name, array[part].reshape(count, f, *array.shape[1:]))
         for name, array in rows.items():
             shape = (len(mine), int(lengths.max()), *array.shape[1:])
             columns.setdefault(name, np.zeros(shape, array.dtype))[row, :count] = array

@@ -179,8 +179,8 @@ def dynamics_loss(
     )
     if mix.resampled:
         own_draws = partial(
-            _resample, model, query=query, target=target, rows=rows, key=drawn_key, share=mix.resampled,
-            strategy=strategy,
+            _resample, model, query=query, target=target, rows=rows, asked=asked, key=drawn_key,
+            how=(mix.resampled, strategy),
         )  # fmt: skip
         known = jax.lax.cond(late, own_draws, lambda known: known, known)
     read, asked_for = model.streams(known, query, strategy=strategy, remat=remat)
@@ -202,21 +202,25 @@ def _resample(
     query: Chunks,
     target: Int[Array, "b q h w"],
     rows: Int[Array, "b q"],
+    asked: Int[Array, "b q 2"],
     key: Array,
-    share: float,
-    strategy: str,
+    how: tuple[float, str],
 ) -> Chunks:
-    """The known stream with a share of the query chunks as the model draws them, their masked codes at once.
+    """The known stream with a share of the query chunks as the model draws them, all masked codes at once.
 
-    Without gradients through the draws: scheduled sampling (Bengio et al., https://arxiv.org/abs/1506.03099).
+    They are told as clean, as in a rollout. Without gradients through the draws: scheduled sampling (Bengio
+    et al., https://arxiv.org/abs/1506.03099). ``asked`` numbers the query chunks as :func:`_number` does;
+    ``how`` is the share and the strategy of attention.
     """
     draw_key, which_key = jax.random.split(key)
-    logits = jax.lax.stop_gradient(model.two_stream(known, query, strategy=strategy))
-    made = jnp.where(query.codes == model.mask, jax.random.categorical(draw_key, logits), target)
-    put = jax.random.bernoulli(which_key, share, rows.shape) & (rows >= 0)
+    logits = jax.lax.stop_gradient(model.two_stream(known, query, strategy=how[1]))
+    drawn = _by_chunk(jax.random.categorical, draw_key, asked, logits)
+    made = jnp.where(query.codes == model.mask, drawn, target)
+    put = _by_chunk(partial(jax.random.bernoulli, p=how[0]), which_key, asked) & (rows >= 0)
     place = jnp.where(put, rows, known.codes.shape[1])
-    codes = jax.vmap(lambda codes, at, new: codes.at[at].set(new, mode="drop"))(known.codes, place, made)
-    return dataclasses.replace(known, codes=codes)
+    write = jax.vmap(lambda old, at, new: old.at[at].set(new, mode="drop"))
+    noise = write(known.noise, place, jnp.zeros(place.shape))
+    return dataclasses.replace(known, codes=write(known.codes, place, made), noise=noise)
 
 
 def outcome_nats(

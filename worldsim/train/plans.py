@@ -89,7 +89,9 @@ def _order(
         first = suffix + 1
     elif kind in ("forward", "backward"):
         if mix.gaps and span > count > 2 and rng.random() < mix.gaps:
-            row[int(rng.integers(1, min(pinned, count - 2) + 1)) :] += int(rng.integers(1, span - count + 1))
+            first = int(rng.integers(1, min(pinned, count - 2) + 1))
+            row[first:] += int(rng.integers(1, span - count + 1))
+            first += 1  # what a rollout asks for has what is near in view as well
         if kind == "backward":
             row = row.max() - row
     elif kind == "shuffled":
