@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import tiny
 
-from worldsim.play import keys, messages, session
+from worldsim.play import closing, keys, messages, session
+from worldsim.play.closing import Loop
 from worldsim.play.session import Dials, Session
+from worldsim.types import Clip
 
 pytest.importorskip("starlette", reason="extra play")
 pytest.importorskip("uvicorn", reason="extra play")
@@ -154,11 +156,20 @@ def test_a_large_world_keeps_fewer_frames_and_states(stay, monkeypatch):
     for _ in range(most + 3):
         stay.step(1)
         stay.branch()
-    assert len(stay.moments) == max(7, most) and len(stay._states) == 2
+    assert len(stay.moments) == max(10, most) and len(stay._states) == 2
     last = max(stay.branches)
     assert [number for number, one in stay.branches.items() if one.state is not None] == [last - 1, last]
     stay.go(min(stay.branches))
     assert len(stay.step(1)) == 1, "without its state it goes on from its frames"
+
+
+def test_however_little_fits_what_came_before_does(stay, monkeypatch):
+    monkeypatch.setattr(session, "MEMORY", 1)
+    for given in (6, 1):
+        stay.start(tiny.make_clip(given))
+        for _ in range(given + 9):
+            stay.back()
+        assert stay.span[0] == -12 and stay.span[1] == -10
 
 
 def test_another_seed_gives_another_future_from_the_same_place(stay):
@@ -189,9 +200,65 @@ def test_dials_that_the_world_refuses_leave_the_old_ones(stay):
     assert stay.dials.steps == 1 and len(stay.step(1)) == 1
 
 
-def test_a_loop_is_made_of_the_last_seconds(stay):
-    clip, holds = stay.loop(8)
-    assert clip.frames.shape == (8, 16, 16, 3) and isinstance(holds, bool)
+@pytest.mark.parametrize(("f", "given", "shown"), [(1, 6, 4), (1, 1, 1), (2, 6, 4), (2, 5, 4), (2, 2, 2)])
+def test_a_loop_opens_with_the_last_frames_as_they_were_shown(f, given, shown):
+    stay = Session(tiny.make_world(tiny.config(frames_per_chunk=f)), tiny.make_clip(given), Dials(steps=1))
+    if given == 6:
+        stay.step(1)
+    last = np.stack([one.frame for one in stay.moments[-shown:]])
+    drawn = [stay.draw_loop(9, number=i) for i in range(2)]
+    for loop in drawn:
+        assert loop.clip.frames.shape == (9 // f * f, 16, 16, 3) and loop.shown == shown
+        np.testing.assert_array_equal(loop.clip.frames[:shown], last)
+    assert not np.array_equal(drawn[0].clip.frames, drawn[1].clip.frames)
+    assert stay.looped is None and stay.keep_loop(drawn) is stay.looped is not None
+    stay.start(tiny.make_clip(6))
+    assert stay.looped is None
+
+
+def test_less_than_a_chunk_of_a_timeline_stands_still():
+    stay = Session(tiny.make_world(tiny.config(frames_per_chunk=2)), tiny.make_clip(4), Dials(steps=1))
+    for _ in range(3):
+        stay.back()
+    assert stay.present.position == 0
+    loop = stay.draw_loop(8)
+    np.testing.assert_array_equal(loop.clip.frames[:2], np.stack([stay.present.frame] * 2))
+    assert len(stay.step(1)) == 2
+
+
+def ball(places):
+    """Frames of a bright square at columns of a ring."""
+    frames = np.zeros((len(places), 16, 16, 3), np.uint8)
+    for frame, at in zip(frames, places, strict=True):
+        frame[6:9, [(at + i) % 16 for i in range(3)]] = 255
+    return frames
+
+
+def looped(*places):
+    return Loop(Clip(ball([*range(8), *places])), shown=8)
+
+
+def test_a_loop_holds_that_goes_on_as_the_play_does():
+    play = ball(range(16))
+    onward, leaping, still = looped(*range(8, 16)), looped(*(8, 9, 10, 11, 15, 14, 1, 2)), looped(*[7] * 8)
+    back = looped(*range(8)[::-1])
+    assert [closing.holds(one, play) for one in (onward, leaping, still, back)] == [True, False, False, False]
+    assert closing.holds(looped(*range(8, 16)), play[:1])
+    kept = closing.best([leaping, onward, still], play)
+    assert kept.holds and kept.clip is onward.clip
+
+
+def test_what_led_to_the_frames_of_a_loop_is_not_told_of_its_way_back(stay, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        type(stay.world), "infill", lambda self, *clips, **more: told.append(clips) or stay.world.extend(
+            clips[0], clips[2], steps=1, key=jax.random.key(0)
+        ),
+    )  # fmt: skip
+    stay.draw_loop(8)
+    (before, after, frames) = told[0]
+    assert (len(before), len(after), frames) == (4, 2, 4)
+    assert after.actions.tolist() == [-1, before.actions[1]]
 
 
 @contextlib.contextmanager
@@ -371,7 +438,6 @@ def test_the_page_needs_nothing_from_elsewhere(address):
 
 def test_a_timeline_is_saved_and_an_own_clip_is_begun_with(address, tmp_path):
     from worldsim.data.video import read_video, write_video
-    from worldsim.types import Clip
 
     with page(address) as (socket, hello):
         say(socket, type="step")

@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -50,6 +52,9 @@ HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 
 TOO_MANY = 1013
 """Code that a socket is closed with: try again later."""
+
+ROUNDS = 4
+"""How often a saved loop goes round."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +164,17 @@ class Play:
         return PlainTextResponse(token)
 
     async def _save(self, request: Request) -> Response:
-        """The timeline of a session as an mp4."""
+        """The timeline of a session as an mp4, or its last loop a few times over."""
         session = self.sessions.get(request.path_params["session"])
         if not self.allowed(request.headers) or session is None:
             return PlainTextResponse("no such session", 404)
-        clip = await self.run(session.clip)
+        looped = request.query_params.get("what") == "loop"
+        if looped and session.looped is None:
+            return PlainTextResponse("no loop yet", 404)
+        clip = _rounds(session.looped.clip) if looped and session.looped else await self.run(session.clip)
         data = await asyncio.to_thread(self._movie, clip)
-        told = {**HEADERS, "Content-Disposition": f'attachment; filename="{self.name}.mp4"'}
+        name = f"{self.name}-loop" if looped else self.name
+        told = {**HEADERS, "Content-Disposition": attachment(name, ".mp4")}
         return Response(data, media_type="video/mp4", headers=told)
 
     @staticmethod
@@ -221,3 +230,14 @@ class Play:
             return Session(self.world, clip, dials)
         session.start(clip, dials)
         return session
+
+
+def attachment(name: str, suffix: str) -> str:
+    """A header that names a file after a world, whatever that is called: of a path its last part."""
+    name = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or "world"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return f"attachment; filename=\"{plain}{suffix}\"; filename*=UTF-8''{quote(name + suffix, safe='')}"
+
+
+def _rounds(clip: Clip) -> Clip:
+    return Clip(np.concatenate([clip.frames] * ROUNDS), fps=clip.fps)

@@ -17,10 +17,10 @@ def warm(world: World, clip: Clip) -> None:
     """Compile what playing needs, before anyone waits for it."""
     session = Session(world, clip, Dials())
     session.step()
+    session.keep_loop([session.draw_loop()])
     while session.span[0] == 0:
         session.back()
     session.step()
-    session.loop()
 
 
 async def serve(
