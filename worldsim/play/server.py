@@ -67,6 +67,7 @@ class Limits:
       messages: per second, from one page.
       uploads: clips that are kept, and ``upload`` bytes of each.
       upload: see there.
+      patience: seconds that an upload may take to come.
     """
 
     sessions: int = 8
@@ -74,6 +75,7 @@ class Limits:
     messages: int = 120
     uploads: int = 8
     upload: int = 16 * 2**20
+    patience: float = 60.0
 
 
 class Play:
@@ -146,15 +148,15 @@ class Play:
             return PlainTextResponse("not for you", 403)
         if request.query_params.get("session") not in self.sessions:
             return PlainTextResponse("no such session", 403)
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > self.limits.upload:
-                return PlainTextResponse(f"more than {self.limits.upload >> 20} MiB", 413)
         suffix = Path(request.query_params.get("name", "")).suffix.lower()
         try:
-            async with self._reading:
-                clip = await asyncio.to_thread(read_upload, bytes(data), suffix, self.world.config.tokenizer)
+            async with self._reading:  # one body in memory at a time
+                data = await asyncio.wait_for(self._body(request), self.limits.patience)
+                clip = await asyncio.to_thread(read_upload, data, suffix, self.world.config.tokenizer)
+        except TimeoutError:
+            return PlainTextResponse(f"not here within {self.limits.patience:g} seconds", 408)
+        except OverflowError as error:
+            return PlainTextResponse(str(error), 413)
         except Exception as error:  # whatever a file that is not what it says makes a decoder do
             return PlainTextResponse(str(error), 400)
         token = secrets.token_urlsafe(12)
@@ -162,6 +164,15 @@ class Play:
         while len(self._uploads) > self.limits.uploads:
             self._uploads.popitem(last=False)
         return PlainTextResponse(token)
+
+    async def _body(self, request: Request) -> bytes:
+        """Raises OverflowError where there is too much of it."""
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > self.limits.upload:
+                raise OverflowError(f"more than {self.limits.upload >> 20} MiB")
+        return bytes(data)
 
     async def _save(self, request: Request) -> Response:
         """The timeline of a session as an mp4, or its last loop a few times over."""

@@ -23,21 +23,8 @@ def warm(world: World, clip: Clip) -> None:
     session.step()
 
 
-async def serve(
-    world: World,
-    clips: Sequence[Clip],
-    *,
-    name: str,
-    host: str,
-    port: int,
-    browser: bool,
-    say: Callable[[str], None],
-) -> None:
-    """Serve until Ctrl-C.
-
-    Args:
-      browser: open the page.
-      say: is told the page's address once there is something to see there.
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port, before a world is loaded for it.
 
     Raises:
       ModuleNotFoundError: the extra ``play`` is missing.
@@ -45,14 +32,38 @@ async def serve(
       ValueError: no host.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
-        from worldsim.play.server import LOOPBACK, Play
+        import worldsim.play.server  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(MISSING.format(error)) from error
     if not host:
         raise ValueError("play: no host; give 127.0.0.1, or 0.0.0.0 to let everyone in.")
-    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+async def serve(
+    world: World,
+    clips: Sequence[Clip],
+    *,
+    name: str,
+    host: str,
+    listening: socket.socket,
+    browser: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+      host: that was asked for, and that pages may ask for.
+      listening: from :func:`listen`.
+      browser: open the page.
+      say: is told the page's address once there is something to see there.
+    """
+    import uvicorn
+
+    from worldsim.play.server import LOOPBACK, Play
+
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     anywhere = shown in ("0.0.0.0", "[::]")
