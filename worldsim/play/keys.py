@@ -32,8 +32,9 @@ SIDEWAYS = {"up": "right", "down": "left"}
 def held_for(names: Sequence[str]) -> list[list[str]]:
     """For each action what is held for it: some of ``left right up down fire``; nothing for the idle one.
 
-    Whole words count, ``use`` but not ``pause``. ``rightfire`` holds right and fire, ``move_forward+turn_left`` up and left. An action whose name says
-    nothing has no key, and neither has one whose keys an earlier action has: those are clicked.
+    Whole words count, ``use`` but not ``pause``. ``rightfire`` holds right and fire,
+    ``move_forward+turn_left`` up and left. An action whose name says nothing has no key, and neither has one
+    whose keys an earlier action has: those are clicked.
     """
     found: list[list[str]] = []
     for name in names:

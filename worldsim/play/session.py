@@ -194,7 +194,7 @@ class Session:
         return self.present
 
     def draw_loop(self, frames: int = LOOP, *, number: int = 0) -> Loop:
-        """A loop that opens with the last frames as they were shown, up to the present, and leads back to them.
+        """A loop that opens with the last frames as they were shown, and leads back from them to the first.
 
         Args:
           frames: of the loop.
