@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 import tiny
 
-from worldsim.play import keys, messages, session
+from worldsim.play import keys, messages, session, uploads
+from worldsim.play.serving import listen
 from worldsim.play.session import Dials, Session
+from worldsim.play.uploads import read_upload
+from worldsim.types import Clip
 
 pytest.importorskip("starlette", reason="extra play")
 pytest.importorskip("uvicorn", reason="extra play")
@@ -34,6 +37,12 @@ def test_keys_come_from_the_names_of_actions():
     assert keys.held_for(doom) == [[], ["up"], ["left"], ["left", "up"]] and keys.aliases(doom) == {}
     assert keys.held_for(("0", "1")) == [[], []] and keys.idle(("0", "1"), 2) == 0
     assert keys.idle(("left", "none"), 2) == 1
+
+
+def test_keys_come_from_whole_words():
+    assert keys.held_for(("pause", "bright", "update", "misfire")) == [[], [], [], []]
+    held = [["fire"], ["right", "up"], ["left"], ["right"], ["down"]]
+    assert keys.held_for(("use", "upright", "turnLeft", "moveright", "MOVE_BACKWARD")) == held
 
 
 def test_frames_travel_as_they_are():
@@ -154,11 +163,20 @@ def test_a_large_world_keeps_fewer_frames_and_states(stay, monkeypatch):
     for _ in range(most + 3):
         stay.step(1)
         stay.branch()
-    assert len(stay.moments) == max(7, most) and len(stay._states) == 2
+    assert len(stay.moments) == max(10, most) and len(stay._states) == 2
     last = max(stay.branches)
     assert [number for number, one in stay.branches.items() if one.state is not None] == [last - 1, last]
     stay.go(min(stay.branches))
     assert len(stay.step(1)) == 1, "without its state it goes on from its frames"
+
+
+def test_however_little_fits_what_came_before_does(stay, monkeypatch):
+    monkeypatch.setattr(session, "MEMORY", 1)
+    for given in (6, 1):
+        stay.start(tiny.make_clip(given))
+        for _ in range(given + 9):
+            stay.back()
+        assert stay.span[0] == -12 and stay.span[1] == -10
 
 
 def test_another_seed_gives_another_future_from_the_same_place(stay):
@@ -187,11 +205,6 @@ def test_dials_that_the_world_refuses_leave_the_old_ones(stay):
     with pytest.raises(ValueError, match="steps"):
         stay.start(tiny.make_clip(6), Dials(steps=0))
     assert stay.dials.steps == 1 and len(stay.step(1)) == 1
-
-
-def test_a_loop_is_made_of_the_last_seconds(stay):
-    clip, holds = stay.loop(8)
-    assert clip.frames.shape == (8, 16, 16, 3) and isinstance(holds, bool)
 
 
 @contextlib.contextmanager
@@ -269,6 +282,8 @@ def test_a_page_steps_goes_back_and_branches(address):
         say(socket, type="go", number=1)
         assert hear(socket, "span")[0]["present"] == 6
         say(socket, type="loop", frames=8)
+        say(socket, type="loop", frames=8)
+        assert "being made already" in hear(socket, "error")[0]["text"]
         loop, heads = hear(socket, "loop")
         assert [head[5] for head in heads if head[0] == messages.LOOPED] == list(range(8)) and loop[
             "frames"
@@ -371,7 +386,6 @@ def test_the_page_needs_nothing_from_elsewhere(address):
 
 def test_a_timeline_is_saved_and_an_own_clip_is_begun_with(address, tmp_path):
     from worldsim.data.video import read_video, write_video
-    from worldsim.types import Clip
 
     with page(address) as (socket, hello):
         say(socket, type="step")
@@ -380,6 +394,15 @@ def test_a_timeline_is_saved_and_an_own_clip_is_begun_with(address, tmp_path):
         assert headers["Content-Type"] == "video/mp4" and "world.mp4" in headers["Content-Disposition"]
         (tmp_path / "saved.mp4").write_bytes(data)
         assert len(read_video(tmp_path / "saved.mp4")) == 7
+        loop = f"http://{address}/save/{hello['session']}?what=loop"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(loop)
+        say(socket, type="loop", frames=8)
+        hear(socket, "loop")
+        data, headers = get(loop)
+        assert "world-loop.mp4" in headers["Content-Disposition"]
+        (tmp_path / "loop.mp4").write_bytes(data)
+        assert len(read_video(tmp_path / "loop.mp4")) == 4 * 8
         mine = Clip(np.full((3, 20, 24, 3), 99, np.uint8))
         write_video(tmp_path / "mine.png", mine[:1], scale=1)
         picture, own = (tmp_path / "mine.png").read_bytes(), {"Origin": f"http://{address}"}
@@ -397,3 +420,77 @@ def test_a_timeline_is_saved_and_an_own_clip_is_begun_with(address, tmp_path):
                 get(url, data=picture, headers=more)
     with pytest.raises(urllib.error.HTTPError, match="404"):
         get(f"http://{address}/save/{hello['session']}")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "coded"),
+    [
+        ("pong", "pong", "pong"),
+        ("runs/my world/", "my_world", "my%20world"),
+        ('a"b\r\nc', "a_b__c", "a%22b%0D%0Ac"),
+        ("Wörld", "W_rld", "W%C3%B6rld"),
+        ("/", "world", "world"),
+    ],
+)
+def test_a_saved_file_is_named_after_any_world(name, plain, coded):
+    from worldsim.play.server import attachment
+
+    told = f"attachment; filename=\"{plain}.mp4\"; filename*=UTF-8''{coded}.mp4"
+    assert attachment(name, ".mp4") == told and told.isascii()
+
+
+def test_the_page_offers_the_files_that_are_taken():
+    from worldsim.play.server import PAGE
+
+    assert f'accept="{",".join(uploads.KINDS)}"' in (PAGE / "index.html").read_text()
+
+
+def test_reading_an_upload_ends(world, monkeypatch, tmp_path):
+    from worldsim.data.video import write_video
+
+    film = write_video(tmp_path / "film.mp4", Clip(np.zeros((9, 32, 32, 3), np.uint8), fps=10.0)).read_bytes()
+    assert len(read_upload(film, ".mp4", world.config.tokenizer)) == 9
+    monkeypatch.setattr(uploads, "SECONDS", -1.0)
+    with pytest.raises(ValueError, match="takes more than -1 seconds"):
+        read_upload(film, ".mp4", world.config.tokenizer)
+
+
+def test_an_upload_that_does_not_come_is_not_waited_for(world):
+    with serving(world, patience=0.2) as address, page(address) as (_, hello):
+        connection = http.client.HTTPConnection(address, timeout=20)
+        connection.putrequest("POST", f"/clip?session={hello['session']}&name=a.mp4")
+        for name, value in {"Origin": f"http://{address}", "Content-Length": "9"}.items():
+            connection.putheader(name, value)
+        connection.endheaders(b"abc")
+        assert connection.getresponse().status == 408
+        connection.close()
+
+
+def test_a_taken_port_is_told_before_a_world_is_loaded():
+    from worldsim.cli.play import play
+
+    with listen("127.0.0.1", 0) as taken, pytest.raises(OSError, match="in use"):
+        play("no/such/world", port=taken.getsockname()[1])
+    with pytest.raises(ValueError, match="no host"):
+        listen("", 0)
+
+
+def test_a_world_of_ones_own_begins_with_held_out_data(world, monkeypatch):
+    import worldsim
+    from worldsim.cli import play as verb
+    from worldsim.inspect import played
+    from worldsim.play import serving as whole
+
+    begun = []
+
+    async def serve(model, clips, **more):
+        begun.append((model, clips, more["name"]))
+
+    monkeypatch.setattr(worldsim, "load", lambda _: world)
+    monkeypatch.setattr(whole, "serve", serve)
+    with pytest.raises(ValueError, match="give --input CLIP"):
+        verb("own", port=0)
+    clip = tiny.make_clip(6)
+    monkeypatch.setattr(played, "held_out_clip", lambda _: (clip, "data, test record 0"))
+    verb("own", port=0)
+    assert begun == [(world, [clip], "own")]

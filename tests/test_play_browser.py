@@ -13,8 +13,10 @@ import sys
 import numpy as np
 import pytest
 
-from worldsim.data.video import read_video
+from worldsim.data.video import read_video, write_video
 from worldsim.evaluate.pong import paddle
+from worldsim.types import Clip
+from worldsim.worlds import clips
 
 browsers = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,6 +25,23 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; apt-get install chromium"),
 ]
 SECOND = 1000
+SHOWN = """() => {
+  const box = (of) => document.querySelector(of).getBoundingClientRect();
+  const one = box("#strip .present"), strip = box("#strip");
+  return one.left >= strip.left - 1 && one.right <= strip.right + 1;
+}"""
+BADLY = """async (bad) => {
+  const socket = new WebSocket(`ws://${location.host}/play`);
+  const told = [];
+  await new Promise((done) => { socket.onmessage = done; });
+  await new Promise((done) => {
+    socket.onmessage = ({ data }) => { told.push(JSON.parse(data)); done(); };
+    socket.onclose = ({ code }) => { told.push({ type: "closed", code }); done(); };
+    socket.send(bad === "bytes" ? new Uint8Array([0, 1, 255]) : bad === "large" ? "x".repeat(100000) : bad);
+  });
+  socket.close();
+  return told[0];
+}"""
 
 
 def start(port=0):
@@ -59,6 +78,7 @@ def page(browser, server):
         one.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
         one.goto(server)
         playing(one)
+        one.problems = problems
         yield one
         assert not problems
 
@@ -121,6 +141,7 @@ def test_time_runs_back_and_branches_are_returned_to(page):
     page.keyboard.up("Backspace")
     page.wait_for_function("() => document.getElementById('badge').textContent === 'paused'")
     then, first = present(page), screen(page)
+    assert page.evaluate(SHOWN), "the present is seen in the strip"
     assert then < 0 and page.locator("#strip canvas.known").count() > 0
     page.wait_for_timeout(0.5 * SECOND)
     assert present(page) == then, "it stands still while it is paused"
@@ -132,22 +153,82 @@ def test_time_runs_back_and_branches_are_returned_to(page):
     page.wait_for_function("() => parseInt(document.getElementById('position').textContent) > 15")
 
 
-def test_a_loop_is_closed_and_the_timeline_saved(page, tmp_path):
+def wait_for(page, badge):
+    page.wait_for_function(
+        f"() => document.getElementById('badge').textContent === '{badge}'", timeout=120 * SECOND
+    )
+
+
+def saved(page, path):
+    """The video that the page's link gives."""
+    with page.expect_download() as download:
+        page.click("#save")
+    download.value.save_as(path)
+    return download.value.suggested_filename, read_video(path)
+
+
+def test_a_loop_is_closed_and_saved_and_the_timeline_too(page, tmp_path):
     page.wait_for_timeout(SECOND)
     page.click("#loop")
-    page.wait_for_function("() => document.getElementById('badge').textContent === 'loop'", timeout=120_000)
+    wait_for(page, "loop")
     seen = set()
     for _ in range(40):
         seen.add(screen(page).tobytes())
         page.wait_for_timeout(60)
     assert 8 < len(seen) <= 32, "a loop of 32 frames plays, over and over"
-    with page.expect_download() as download:
-        page.click("#save")
-    download.value.save_as(tmp_path / "play.mp4")
-    clip = read_video(tmp_path / "play.mp4")
-    assert len(clip) >= 17 and clip.frames.shape[1] % 64 == 0
+    name, clip = saved(page, tmp_path / "loop.mp4")
+    assert name == "pong-loop.mp4" and len(clip) == 4 * 32
     page.keyboard.press("ArrowUp")
-    page.wait_for_function("() => document.getElementById('badge').textContent === 'playing'")
+    wait_for(page, "playing")
+    name, clip = saved(page, tmp_path / "play.mp4")
+    assert name == "pong.mp4" and len(clip) >= 17 and clip.frames.shape[1] % 64 == 0
+    page.click("#loop")
+    wait_for(page, "loop")
+    page.locator("#actions button").first.click()
+    wait_for(page, "playing")
+
+
+def hears_keys(page):
+    """Space pauses and goes on, wherever the focus was."""
+    page.keyboard.press("Space")
+    wait_for(page, "paused")
+    page.keyboard.press("Space")
+    wait_for(page, "playing")
+
+
+def test_keys_work_after_the_slider_of_the_speed(page):
+    box = page.locator("#pace").bounding_box()
+    page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + box["height"] / 2)
+    assert int(page.input_value("#pace")) > 20
+    hears_keys(page)
+
+
+def test_an_own_picture_is_begun_with(page, tmp_path):
+    path = write_video(tmp_path / "mine.png", Clip(clips("pong")[0].frames[:1]), scale=1)
+    page.locator("#file").focus()
+    page.set_input_files("#file", path)
+    page.wait_for_function("() => document.getElementById('clip').selectedOptions[0].text === 'mine.png'")
+    wait_for(page, "playing")
+    page.wait_for_function("() => parseInt(document.getElementById('position').textContent) < 15")
+    hears_keys(page)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.locator("#file").focus()
+    with page.expect_response("**/clip?*") as answer:
+        page.set_input_files("#file", tmp_path / "broken.png")
+    assert answer.value.status == 400
+    page.wait_for_function("() => document.getElementById('message').textContent.includes('read')")
+    hears_keys(page)
+    assert page.problems and "400" in page.problems.pop()
+
+
+@pytest.mark.parametrize("bad", ["{", '{"type": "act", "heard": "x"}', "bytes", "large"])
+def test_a_page_plays_on_whatever_another_socket_says(page, bad):
+    told = page.evaluate(BADLY, bad)
+    assert told["type"] == ("closed" if bad == "large" else "error") and told.get("code", 1009) == 1009
+    before = present(page)
+    page.wait_for_timeout(1.5 * SECOND)
+    assert present(page) > before
+    hears_keys(page)
 
 
 def test_two_tabs_and_a_reload_have_worlds_of_their_own(browser, page, server):

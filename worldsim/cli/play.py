@@ -19,7 +19,8 @@ def play(
     Example: worldsim play pong
 
     Args:
-      input: clips to begin with: files, or bundled ones such as pong:0; all that are bundled by default.
+      input: clips to begin with: files, or bundled ones such as pong:0; by default all that are
+        bundled, or one of the data that the world was not trained on.
       host: to listen on; any other than this machine's own lets everyone who reaches it play.
       port: to listen on; 0 takes a free one.
       browser: open the page.
@@ -28,22 +29,26 @@ def play(
 
     import worldsim
     from worldsim.checkpoint import bundled_worlds
-    from worldsim.play.serving import serve
+    from worldsim.inspect.played import held_out_clip
+    from worldsim.play.serving import listen, serve
     from worldsim.worlds import clips as bundled
 
-    if not input and world not in bundled_worlds():
-        raise ValueError(f"play: {world} is no bundled world; give --input CLIP to begin with.")
-    note(f"loading {world}")
-    model = worldsim.load(world)
-    clips = [read_input(text, model, resize="pad") for text in input] if input else bundled(world)
-    asyncio.run(
-        serve(
-            model,
-            clips,
-            name=model.provenance.get("name", world),
-            host=host,
-            port=port,
-            browser=browser,
-            say=tell,
-        )
-    )
+    with listen(host, port) as listening:
+        note(f"loading {world}")
+        model = worldsim.load(world)
+        if input:
+            clips = [read_input(text, model, resize="pad") for text in input]
+        elif world in bundled_worlds():
+            clips = bundled(world)
+        elif (found := held_out_clip(model.provenance)) is not None:
+            clips = [found[0]]
+            note(f"beginning with {found[1]}")
+        else:
+            raise ValueError(
+                f"play: {world} is no bundled world, and the data held out of its training is not here; give "
+                "--input CLIP to begin with."
+            )
+        note("compiling, about a minute")
+        name = model.provenance.get("name", world)
+        shown = {"name": name, "host": host, "listening": listening, "browser": browser}
+        asyncio.run(serve(model, clips, **shown, say=tell))

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from worldsim.play import messages
 from worldsim.play.messages import MessageError
-from worldsim.play.session import Dials, Moment, Session
+from worldsim.play.session import CANDIDATES, Dials, Moment, Session
 
 if TYPE_CHECKING:
     from worldsim.play.server import Play
@@ -36,6 +36,7 @@ class Connection:
         self._orders: asyncio.Queue[dict[str, Any]] = asyncio.Queue(64)
         self._session: Session | None = None
         self._branches: set[int] = set()
+        self._closing = False  # whether a loop was asked for and is not there yet
         self._mode, self._action, self._heard, self._fps = "pause", None, 0, play.world.config.fps or 15.0
         self._times: deque[float] = deque(maxlen=play.limits.messages)
 
@@ -81,9 +82,12 @@ class Connection:
                 self._action, self._heard = self._checked(told.get("action")), int(told["heard"])
             case "pace":
                 self._fps = float(told["fps"])
-            case _:
+            case kind:
+                if kind == "loop" and self._closing:
+                    raise MessageError("a loop is being made already")
                 try:
                     self._orders.put_nowait(told)
+                    self._closing = self._closing or kind == "loop"
                 except asyncio.QueueFull:
                     raise MessageError("too many orders at once") from None
 
@@ -164,14 +168,19 @@ class Connection:
             self._mode = "pause"
             await self._say({"type": "error", "text": str(error), "of": told["type"]})
             await self._say({"type": "mode", "mode": self._mode})
+        finally:
+            self._closing = self._closing and told["type"] != "loop"
 
     async def _loop(self, session: Session, frames: int) -> None:
+        """Draw by draw, so that other pages have their turn between."""
         self._mode = "pause"
         await self._say({"type": "mode", "mode": "loop"})
-        clip, holds = await self._server.run(session.loop, frames)
-        for i, frame in enumerate(clip.frames):
+        run = self._server.run
+        drawn = [await run(partial(session.draw_loop, frames, number=i)) for i in range(CANDIDATES)]
+        loop = await run(session.keep_loop, drawn)
+        for i, frame in enumerate(loop.clip.frames):
             await self._send(frame, kind=messages.LOOPED, position=i)
-        await self._say({"type": "loop", "frames": len(clip), "holds": holds})
+        await self._say({"type": "loop", "frames": len(loop.clip), "shown": loop.shown, "holds": loop.holds})
 
     async def _show(self, session: Session, moments: Sequence[Moment], heard: int) -> None:
         """Frames of the present, branches that the page has not seen, and where the present is."""

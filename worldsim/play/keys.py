@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 WORDS = {
@@ -16,7 +17,13 @@ WORDS = {
     "jump": "fire",
     "use": "fire",
 }
-"""What a name may hold, and the direction or button that it stands for."""
+"""Words of names, and the direction or button that each stands for."""
+
+VERBS = ("move", "turn", "go", "look", "step", "strafe")
+"""Words that say nothing of where."""
+
+WORD = re.compile("(?:" + "|".join([*WORDS, *VERBS]) + ")+")
+"""One or more of them in one word, as emulators write it: ``rightfire``."""
 
 SIDEWAYS = {"up": "right", "down": "left"}
 """Where nothing goes up or down: Pong's paddle goes up by ``right``, as the emulator has it."""
@@ -25,12 +32,15 @@ SIDEWAYS = {"up": "right", "down": "left"}
 def held_for(names: Sequence[str]) -> list[list[str]]:
     """For each action what is held for it: some of ``left right up down fire``; nothing for the idle one.
 
-    ``rightfire`` holds right and fire, ``move_forward+turn_left`` up and left. An action whose name says
-    nothing has no key, and neither has one whose keys an earlier action has: those are clicked.
+    Whole words count, ``use`` but not ``pause``. ``rightfire`` holds right and fire,
+    ``move_forward+turn_left`` up and left. An action whose name says nothing has no key, and neither has one
+    whose keys an earlier action has: those are clicked.
     """
     found: list[list[str]] = []
     for name in names:
-        held = sorted({key for word, key in WORDS.items() if word in name.lower()})
+        words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
+        parts = {part for word in words if WORD.fullmatch(word) for part in re.findall("|".join(WORDS), word)}
+        held = sorted({WORDS[part] for part in parts})
         found.append([] if held in found else held)
     return found
 

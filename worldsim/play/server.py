@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -51,6 +53,9 @@ HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 TOO_MANY = 1013
 """Code that a socket is closed with: try again later."""
 
+ROUNDS = 4
+"""How often a saved loop goes round."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -62,6 +67,7 @@ class Limits:
       messages: per second, from one page.
       uploads: clips that are kept, and ``upload`` bytes of each.
       upload: see there.
+      patience: seconds that an upload may take to come.
     """
 
     sessions: int = 8
@@ -69,6 +75,7 @@ class Limits:
     messages: int = 120
     uploads: int = 8
     upload: int = 16 * 2**20
+    patience: float = 60.0
 
 
 class Play:
@@ -141,15 +148,15 @@ class Play:
             return PlainTextResponse("not for you", 403)
         if request.query_params.get("session") not in self.sessions:
             return PlainTextResponse("no such session", 403)
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > self.limits.upload:
-                return PlainTextResponse(f"more than {self.limits.upload >> 20} MiB", 413)
         suffix = Path(request.query_params.get("name", "")).suffix.lower()
         try:
-            async with self._reading:
-                clip = await asyncio.to_thread(read_upload, bytes(data), suffix, self.world.config.tokenizer)
+            async with self._reading:  # one body in memory at a time
+                data = await asyncio.wait_for(self._body(request), self.limits.patience)
+                clip = await asyncio.to_thread(read_upload, data, suffix, self.world.config.tokenizer)
+        except TimeoutError:
+            return PlainTextResponse(f"not here within {self.limits.patience:g} seconds", 408)
+        except OverflowError as error:
+            return PlainTextResponse(str(error), 413)
         except Exception as error:  # whatever a file that is not what it says makes a decoder do
             return PlainTextResponse(str(error), 400)
         token = secrets.token_urlsafe(12)
@@ -158,14 +165,27 @@ class Play:
             self._uploads.popitem(last=False)
         return PlainTextResponse(token)
 
+    async def _body(self, request: Request) -> bytes:
+        """Raises OverflowError where there is too much of it."""
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > self.limits.upload:
+                raise OverflowError(f"more than {self.limits.upload >> 20} MiB")
+        return bytes(data)
+
     async def _save(self, request: Request) -> Response:
-        """The timeline of a session as an mp4."""
+        """The timeline of a session as an mp4, or its last loop a few times over."""
         session = self.sessions.get(request.path_params["session"])
         if not self.allowed(request.headers) or session is None:
             return PlainTextResponse("no such session", 404)
-        clip = await self.run(session.clip)
+        looped = request.query_params.get("what") == "loop"
+        if looped and session.looped is None:
+            return PlainTextResponse("no loop yet", 404)
+        clip = _rounds(session.looped.clip) if looped and session.looped else await self.run(session.clip)
         data = await asyncio.to_thread(self._movie, clip)
-        told = {**HEADERS, "Content-Disposition": f'attachment; filename="{self.name}.mp4"'}
+        name = f"{self.name}-loop" if looped else self.name
+        told = {**HEADERS, "Content-Disposition": attachment(name, ".mp4")}
         return Response(data, media_type="video/mp4", headers=told)
 
     @staticmethod
@@ -221,3 +241,14 @@ class Play:
             return Session(self.world, clip, dials)
         session.start(clip, dials)
         return session
+
+
+def attachment(name: str, suffix: str) -> str:
+    """A header that names a file after a world, whatever that is called: of a path its last part."""
+    name = re.split(r"[/\\]", name.rstrip("/\\"))[-1] or "world"
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    return f"attachment; filename=\"{plain}{suffix}\"; filename*=UTF-8''{quote(name + suffix, safe='')}"
+
+
+def _rounds(clip: Clip) -> Clip:
+    return Clip(np.concatenate([clip.frames] * ROUNDS), fps=clip.fps)

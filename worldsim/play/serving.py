@@ -17,10 +17,29 @@ def warm(world: World, clip: Clip) -> None:
     """Compile what playing needs, before anyone waits for it."""
     session = Session(world, clip, Dials())
     session.step()
+    session.keep_loop([session.draw_loop()])
     while session.span[0] == 0:
         session.back()
     session.step()
-    session.loop()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port, before a world is loaded for it.
+
+    Raises:
+      ModuleNotFoundError: the extra ``play`` is missing.
+      OSError: the port is taken.
+      ValueError: no host.
+    """
+    try:
+        import uvicorn  # noqa: F401
+
+        import worldsim.play.server  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(MISSING.format(error)) from error
+    if not host:
+        raise ValueError("play: no host; give 127.0.0.1, or 0.0.0.0 to let everyone in.")
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 async def serve(
@@ -29,30 +48,22 @@ async def serve(
     *,
     name: str,
     host: str,
-    port: int,
+    listening: socket.socket,
     browser: bool,
     say: Callable[[str], None],
 ) -> None:
     """Serve until Ctrl-C.
 
     Args:
+      host: that was asked for, and that pages may ask for.
+      listening: from :func:`listen`.
       browser: open the page.
       say: is told the page's address once there is something to see there.
-
-    Raises:
-      ModuleNotFoundError: the extra ``play`` is missing.
-      OSError: the port is taken.
-      ValueError: no host.
     """
-    try:
-        import uvicorn
+    import uvicorn
 
-        from worldsim.play.server import LOOPBACK, Play
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(MISSING.format(error)) from error
-    if not host:
-        raise ValueError("play: no host; give 127.0.0.1, or 0.0.0.0 to let everyone in.")
-    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    from worldsim.play.server import LOOPBACK, Play
+
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}"
     anywhere = shown in ("0.0.0.0", "[::]")

@@ -20,6 +20,8 @@ import numpy as np
 from worldsim.generate.extend import World
 from worldsim.generate.requests import Generated, null_actions
 from worldsim.generate.simulate import Simulator, SimulatorState
+from worldsim.play import closing
+from worldsim.play.closing import Loop
 from worldsim.types import Clip
 
 MOST, STATES, BRANCHES = 1200, 24, 12
@@ -31,8 +33,8 @@ MEMORY = 512 * 2**20
 BEFORE, RENEW = 4, 64
 """Frames that are made at a time going back, and after how many they are begun anew from frames."""
 
-LOOP = 32
-"""Frames of a loop."""
+LOOP, CANDIDATES, JUDGED = 32, 2, 96
+"""Frames of a loop, how many are drawn, and last frames of the timeline that they are compared with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Session:
       dials: how it draws.
       branches: by number.
       present: the moment that is shown.
+      looped: the loop that was made last, or None.
     """
 
     def __init__(self, world: World, clip: Clip, dials: Dials = Dials()) -> None:
@@ -101,6 +104,7 @@ class Session:
         if dials is not None:
             self.turn(dials)
         self.branches: dict[int, Branch] = {}
+        self.looped: Loop | None = None
         context = self.world.config.dynamics.context * self._f
         clip = clip[max(0, len(clip) - context) :]
         state = self._simulator.reset(clip, self._key)
@@ -109,7 +113,8 @@ class Session:
         self._moments = collections.deque(moments)
         self._at = len(moments) - 1
         self._states = {self.present.position: state}
-        self._most, self._most_states = _room(self.present.frame, state, least=len(moments) + self._f)
+        least = context + self._before_count
+        self._most, self._most_states = _room(self.present.frame, state, least=least)
         self._before: Generated | None = None
         return self.present
 
@@ -188,15 +193,22 @@ class Session:
         self._before = None
         return self.present
 
-    def loop(self, frames: int = LOOP) -> tuple[Clip, bool]:
-        """A loop without a seam that opens with the last seconds that can be seen, and whether it holds."""
-        frames = max(2, frames // self._f) * self._f
+    def draw_loop(self, frames: int = LOOP, *, number: int = 0) -> Loop:
+        """A loop that opens with the last frames as they were shown, and leads back from them to the first.
+
+        Args:
+          frames: of the loop.
+          number: of the draw; each gives another way back.
+        """
         how: dict[str, Any] = {"steps": self.dials.steps, "temperature": self.dials.temperature}
-        made = self.world.loop(
-            self._recent(), frames, candidates=2, sweeps=0, refine_steps=self.dials.refine_steps,
-            key=self._at_key(), **how,
-        )  # fmt: skip
-        return made.clip, made.closing is None or not made.closing.why()
+        how |= {"refine_steps": self.dials.refine_steps, "key": jax.random.fold_in(self._at_key(), number)}
+        return closing.draw(self.world, self._recent(closing.seen(self.world, frames)), frames, **how)
+
+    def keep_loop(self, drawn: Sequence[Loop]) -> Loop:
+        """The best of some draws from the present, which is remembered as ``looped``."""
+        play = np.stack([one.frame for one in self.moments[-JUDGED:]])
+        self.looped = closing.best(drawn, play)
+        return self.looped
 
     def clip(self) -> Clip:
         """The timeline up to the present."""
@@ -222,9 +234,15 @@ class Session:
                 rows[i] = one.action
         return rows
 
-    def _recent(self) -> Clip:
-        """What the world can see at once of the timeline up to the present."""
-        moments = self.moments[-self.world.config.dynamics.context * self._f :]
+    def _recent(self, most: int | None = None) -> Clip:
+        """The last frames up to the present in whole chunks: what the world can see at once, or fewer.
+
+        A timeline of less than a chunk stands still before its first frame.
+        """
+        moments, f = self.moments, self._f
+        moments = moments[:1] * (f - len(moments)) + moments
+        count = min(most or self.world.config.dynamics.context * f, len(moments) // f * f)
+        moments = moments[-count:]
         return Clip(np.stack([one.frame for one in moments]), self._actions(moments))
 
     def _at_key(self) -> jax.Array:
@@ -253,9 +271,14 @@ class Session:
             gone = self._moments.pop()
             self._states.pop(gone.position, None)
 
+    @property
+    def _before_count(self) -> int:
+        """How many frames are made at a time before the first one."""
+        return -(-BEFORE // self._f) * self._f
+
     def _make_before(self) -> None:
         """Put frames that the world makes before the first one."""
-        count = -(-BEFORE // self._f) * self._f
+        count = self._before_count
         how: dict[str, Any] = {"steps": self.dials.steps, "temperature": self.dials.temperature}
         how |= {"refine_steps": self.dials.refine_steps, "key": self._at_key()}
         start: Clip | Generated | None = self._before
@@ -273,7 +296,7 @@ class Session:
 
 def _room(frame: np.ndarray, state: SimulatorState, *, least: int) -> tuple[int, int]:
     """Frames of a timeline and states that fit half of ``MEMORY`` each: timelines of all branches, and the
-    states of the timeline beside those of branches."""
+    states of the timeline beside those of branches; but ``least`` frames and one state in any case."""
     frames = MEMORY // 2 // (frame.nbytes * (BRANCHES + 1))
     states = MEMORY // 4 // sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    return min(MOST, max(least, frames)), min(STATES, max(1, states))
+    return max(least, min(MOST, frames)), min(STATES, max(1, states))

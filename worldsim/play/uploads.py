@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import deque
 from itertools import islice
 from pathlib import Path
@@ -14,15 +15,16 @@ from worldsim.data.decode import Look, Recording
 from worldsim.types import Clip
 
 KINDS = (".mp4", ".webm", ".mov", ".gif", ".png", ".jpg", ".jpeg")
-LAST, MOST, PIXELS = 256, 20_000, 2**24
-"""Frames that are kept, frames that are read, and pixels that one may have."""
+LAST, MOST, PIXELS, SECONDS = 256, 20_000, 2**24, 10.0
+"""Frames that are kept, frames that are read, pixels that one may have, and seconds that reading may take."""
 
 
 def read_upload(data: bytes, suffix: str, tokenizer: TokenizerConfig) -> Clip:
     """The last frames of a file at the size of a world, padded, in whole chunks.
 
     Raises:
-      ValueError: a kind that is not taken, frames that are too large, or a file that can't be read.
+      ValueError: a kind that is not taken, frames that are too large, a file that can't be read or takes too
+        long.
     """
     import av
     from av.error import FFmpegError
@@ -41,7 +43,13 @@ def read_upload(data: bytes, suffix: str, tokenizer: TokenizerConfig) -> Clip:
         if max(sizes, default=0) > PIXELS:
             raise ValueError(f"a frame has {max(sizes):,} pixels; at most {PIXELS:,} are read")
         look = Look(tokenizer.height, tokenizer.width, fit="pad")
-        last.extend(islice(Recording(path, look).frames(), MOST))
+        until = time.monotonic() + SECONDS
+        for frame in islice(Recording(path, look).frames(), MOST):
+            if time.monotonic() > until:
+                raise ValueError(
+                    f"it takes more than {SECONDS:g} seconds to read; send a shorter or smaller one"
+                )
+            last.append(frame)
     frames, f = np.stack(last), tokenizer.frames_per_chunk
     if len(frames) < f:
         return Clip(np.repeat(frames[:1], f, axis=0))

@@ -8,10 +8,11 @@ const KEYS = {
 const MARKS = { left: "←", right: "→", up: "↑", down: "↓", fire: "⏎" };
 const at = (id) => document.getElementById(id);
 const screen = at("screen"), strip = at("strip");
+const toWorld = () => screen.focus({ preventScroll: true }); // where keys are heard
 
 let socket = null, hello = null, retry = 500, quiet = null;
 let mode = "pause", wanted = "pause", held = new Set(), action = null, heard = 0, sentAt = new Map();
-let own = null, loop = [], looping = null, begun = null, clicked = null;
+let own = null, loop = [], closing = false, looping = null, begun = null, clicked = null;
 let arrivals = [];
 const delays = [], measured = { heard: 0, told: 0 };
 globalThis.measured = measured; // for scripts/play_latency.py
@@ -35,6 +36,7 @@ function connect() {
   socket.onmessage = ({ data }) => (typeof data === "string" ? hear(JSON.parse(data)) : see(data));
   socket.onclose = ({ code, reason }) => {
     document.body.classList.add("off");
+    closing = false;
     stopLoop();
     showMode("pause");
     at("badge").textContent = "no connection";
@@ -60,6 +62,7 @@ function hear(told) {
   } else if (told.type === "mode") showMode(told.mode);
   else if (told.type === "error") {
     tell(told.text);
+    if (told.of === "loop") closing = false;
     if (told.of === "start" && begun !== 0) { begin(0); setMode("play"); }
   }
   else if (told.type === "anew") strip.replaceChildren();
@@ -67,7 +70,8 @@ function hear(told) {
     at("position").textContent = `${told.present} of ${told.first} … ${told.last}`;
     for (const number of branches.keys()) if (!told.branches.includes(number)) branches.get(number).remove(), branches.delete(number);
   } else if (told.type === "loop") {
-    tell(told.holds ? "A loop. Any key goes on." : "A loop, but the world says that it does not close well here. Any key goes on.", 6);
+    closing = false;
+    tell(told.holds ? "The last frames as a loop. Any key goes on." : "A loop, but it does not close well here. Any key goes on.", 6);
     playLoop();
   }
 }
@@ -113,10 +117,14 @@ function addToStrip({ image, known, position }) {
   paint(canvas, image);
   canvas.className = known ? "known present" : "present";
   canvas.dataset.position = position;
-  if (there) { while (strip.lastChild !== there && mode !== "back") strip.lastChild.remove(); return; }
-  const first = strip.firstChild;
-  if (first && position < Number(first.dataset.position)) strip.prepend(canvas); else strip.append(canvas);
-  while (strip.children.length > SHOWN) (mode === "back" ? strip.lastChild : strip.firstChild).remove();
+  if (there) while (strip.lastChild !== there && mode !== "back") strip.lastChild.remove();
+  else {
+    const first = strip.firstChild;
+    if (first && position < Number(first.dataset.position)) strip.prepend(canvas); else strip.append(canvas);
+    while (strip.children.length > SHOWN) (mode === "back" ? strip.lastChild : strip.firstChild).remove();
+  }
+  const left = canvas.offsetLeft - strip.offsetLeft, right = left + canvas.offsetWidth; // scrollIntoView moves the page too
+  strip.scrollLeft = Math.max(right - strip.clientWidth, Math.min(left, strip.scrollLeft));
 }
 
 function addBranch({ image, position }) {
@@ -125,7 +133,7 @@ function addBranch({ image, position }) {
   button.title = `branch ${position}`;
   button.dataset.branch = position;
   button.append(paint(document.createElement("canvas"), image));
-  button.onclick = () => { setMode("pause"); say({ type: "go", number: position }); screen.focus(); };
+  button.onclick = () => { setMode("pause"); say({ type: "go", number: position }); toWorld(); };
   at("branches").append(button);
   branches.set(position, button);
 }
@@ -145,13 +153,32 @@ function showMode(next) {
 function playLoop() {
   let i = 0;
   at("badge").textContent = "loop";
-  looping = setInterval(() => { if (loop[i]) paint(screen, loop[i]); i = (i + 1) % loop.length; }, 1000 / (hello.fps || 15));
+  at("save").href = `/save/${hello.session}?what=loop`;
+  at("save").title = "the loop, a few times over, as an mp4";
+  const next = () => {
+    if (loop[i]) paint(screen, loop[i]);
+    i = (i + 1) % loop.length;
+    looping = setTimeout(next, 1000 / Number(at("pace").value));
+  };
+  next();
+}
+
+function saveTimeline() {
+  at("save").href = `/save/${hello.session}`;
+  at("save").title = "the timeline as an mp4";
+}
+
+function goOn() {
+  if (looping === null) return;
+  stopLoop();
+  setMode("play");
 }
 
 function stopLoop() {
   if (looping === null) return;
-  clearInterval(looping);
+  clearTimeout(looping);
   looping = null;
+  saveTimeline();
   at("loop").classList.remove("on");
 }
 
@@ -195,7 +222,7 @@ function greet() {
   document.title = `${hello.world} · worldsim play`;
   at("world").textContent = hello.world;
   screen.style.setProperty("--ratio", hello.width / hello.height);
-  at("save").href = `/save/${hello.session}`;
+  saveTimeline();
   document.querySelector("[data-refine]").hidden = !hello.refines;
   at("pace").value ||= 15;
   const clip = at("clip");
@@ -215,7 +242,7 @@ function greet() {
     button.textContent = name.replaceAll("_", " ");
     mark.textContent = hello.held[i].map((key) => MARKS[key] + (back[key] ? MARKS[back[key]] : "")).join(" ");
     button.append(mark);
-    button.onpointerdown = () => { clicked = i; choose(); };
+    button.onpointerdown = () => { goOn(); clicked = i; choose(); };
     list.append(button);
   });
   if (hello.kind === "continuous") for (let i = 0; i < hello.size; i += 1) {
@@ -238,7 +265,7 @@ addEventListener("keydown", (event) => {
   if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   const on = event.target.matches("button, a") && (event.code === "Space" || event.code === "Enter");
   if (on) return;
-  if (looping !== null) { stopLoop(); setMode("play"); }
+  goOn();
   if (KEYS[event.code]) {
     event.preventDefault();
     held.add(KEYS[event.code]);
@@ -258,26 +285,37 @@ at("pause").onclick = () => setMode(mode === "play" || mode === "back" ? "pause"
 at("back").onclick = () => setMode(mode === "back" ? "pause" : "back");
 at("step").onclick = () => { setMode("pause"); say({ type: "step" }); };
 at("branch").onclick = () => say({ type: "branch" });
-at("loop").onclick = () => { stopLoop(); loop = []; say({ type: "loop", frames: 32 }); };
-at("clip").onchange = ({ target }) => { begin(target.value === "own" ? own : Number(target.value)); setMode("play"); screen.focus(); };
+at("loop").onclick = () => {
+  if (closing) return;
+  closing = true;
+  stopLoop();
+  loop = [];
+  say({ type: "loop", frames: 32 });
+};
+at("clip").onchange = ({ target }) => { begin(target.value === "own" ? own : Number(target.value)); setMode("play"); toWorld(); };
 at("pace").oninput = (event) => { say({ type: "pace", fps: Number(event.target.value) }); showDial(event.target.closest("label")); };
+at("pace").onchange = toWorld;
 document.querySelectorAll("[data-dial]").forEach((one) => {
-  one.onchange = () => { say({ type: "dials", dials: dials() }); one.blur(); };
+  one.onchange = () => { say({ type: "dials", dials: dials() }); toWorld(); };
   one.oninput = () => showDial(one.closest("label"));
 });
+at("file").oncancel = toWorld;
 at("file").onchange = async ({ target }) => {
   const file = target.files[0];
+  toWorld();
   if (!file) return;
   const query = new URLSearchParams({ name: file.name, session: hello.session });
-  const answer = await fetch(`/clip?${query}`, { method: "POST", body: file });
-  const text = await answer.text();
-  if (answer.ok) {
-    own = text;
-    at("clip").querySelector("[value=own]")?.remove();
-    at("clip").add(new Option(file.name, "own", true, true));
-    begin(own);
-    setMode("play");
-  } else tell(text);
+  try {
+    const answer = await fetch(`/clip?${query}`, { method: "POST", body: file });
+    const text = await answer.text();
+    if (answer.ok) {
+      own = text;
+      at("clip").querySelector("[value=own]")?.remove();
+      at("clip").add(new Option(file.name, "own", true, true));
+      begin(own);
+      setMode("play");
+    } else tell(text);
+  } catch { tell(`${file.name} could not be sent.`); }
   target.value = "";
 };
 
