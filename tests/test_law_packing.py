@@ -129,13 +129,14 @@ def test_the_first_clip_trains_as_it_does_with_nothing_else_in_the_batch(packed)
 
 def two_streams(batch, monkeypatch, *, segments=3):
     """What the model is shown in both streams, and its logits."""
-    shown, run = [], Dynamics.two_stream
+    shown, run = [], Dynamics.streams
 
     def spy(model, *streams, **how):
-        shown.extend((*streams, run(model, *streams, **how)))
-        return shown[-1]
+        made = run(model, *streams, **how)
+        shown.extend((*streams, model.logits(made[1])))
+        return made
 
-    monkeypatch.setattr(Dynamics, "two_stream", spy)
+    monkeypatch.setattr(Dynamics, "streams", spy)
     loss.__wrapped__(PARAMS, {n: jnp.asarray(a) for n, a in batch.items()}, segments=segments)
     return shown
 
