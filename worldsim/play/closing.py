@@ -1,4 +1,4 @@
-"""A loop of the last frames that were played: they as they were shown, and a way back that the world makes.
+"""A loop of the last frames that were played: they as they were, and a way back that the world makes.
 
 play     .. 20 21 22 23 24                           the last frames, up to the present
 loop           21 22 23 24  a  b  c  d  e  (21 22)   a to e lie between 24 and 21, which the world knows
