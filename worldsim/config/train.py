@@ -172,8 +172,8 @@ class MixConfig:
 
     def __post_init__(self) -> None:
         shares = ("forward", "backward", "infill", "shuffled", "keyframes")
-        check_ranges(self, **{SHARE: (*shares, "null_actions", "null_conditions", "clean")})
-        check_ranges(self, **{SHARE: ("gaps", "resampled", "resampled_from")})
+        others = ("null_actions", "null_conditions", "clean", "gaps", "resampled", "resampled_from")
+        check_ranges(self, **{SHARE: (*shares, *others)})
         total = self.forward + self.backward + self.infill + self.shuffled + self.keyframes
         if abs(total - 1) > 1e-6:
             raise ValueError(f"MixConfig: the shares of the orders sum to {total:.4f}; make them sum to 1.")

@@ -215,8 +215,7 @@ class WorldVectorEnv(VectorEnv):
         self, frames: np.ndarray, rewards: np.ndarray, ended: np.ndarray, info: dict[str, Any]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """What :meth:`step` returns; who is over is remembered."""
-        late = np.full(self.num_envs, self._limit is not None) & (self._count >= (self._limit or 0))
-        late &= self._count > 0
+        late = self._count >= (np.inf if self._limit is None else self._limit)
         self._frames, self._over = frames, ended | late
         return frames.copy(), rewards, ended, late, info
 

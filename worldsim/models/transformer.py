@@ -90,13 +90,15 @@ class Around(nnx.Module):
     that moved by less than a token or over its border.
     """
 
-    def __init__(self, config: DynamicsConfig, grid: tuple[int, int], *, rngs: nnx.Rngs, dtype=None):
-        self.grid = grid
+    def __init__(
+        self, config: DynamicsConfig, grid: tuple[int, int], lead: int, *, rngs: nnx.Rngs, dtype=None
+    ):
+        self.grid, self.lead = grid, lead
         self.norm = RMSNorm(config.width)
         self.conv = DepthwiseConv(config.width, zero=True, rngs=rngs, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "b n d"], *, lead: int) -> Float[Array, "b n d"]:
-        rows, columns = self.grid
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        (rows, columns), lead = self.grid, self.lead
         chunks = self.norm(x).reshape(x.shape[0], -1, lead + rows * columns, x.shape[-1])
         grids = chunks[:, :, lead:].reshape(*chunks.shape[:2], rows, columns, x.shape[-1])
         seen = jax.vmap(self.conv)(grids)  # rows and chunks apart: each may be spread over devices
@@ -110,8 +112,7 @@ class Layer(nnx.Module):
     def __init__(
         self, config: DynamicsConfig, grid: tuple[int, int], lead: int, *, rngs: nnx.Rngs, dtype=None
     ):
-        self.lead = lead
-        self.around = Around(config, grid, rngs=rngs, dtype=dtype) if config.around else None
+        self.around = Around(config, grid, lead, rngs=rngs, dtype=dtype) if config.around else None
         self.attention_norm = RMSNorm(config.width)
         self.attention = Attention(config, rngs=rngs, dtype=dtype)
         self.mlp_norm = RMSNorm(config.width)
@@ -119,7 +120,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x: Float[Array, "b n d"], mix: Mix) -> Float[Array, "b n d"]:
         if self.around is not None:
-            x = x + self.around(x, lead=self.lead)
+            x = x + self.around(x)
         x = x + self.attention(self.attention_norm(x), mix)
         return x + self.mlp(self.mlp_norm(x))
 
