@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,15 @@ MESHES = {"straight": (STRAIGHT, None), "crossing": ({"context": 8}, None), "mix
 """Axes and an order of devices. Straight: each process has half of the rows, whole. Crossing: each has half
 of the chunks of all rows. Mixed: of four pairs of rows the first and the last lie half in each process, the
 second in the first process and the third in the other, so that each feeds rows which are no neighbours."""
+
+
+GLOO = re.compile(r"\[Gloo\]|Rank|is connected to|Expected number of connected|peer ranks|is :|[.]|\d+")
+"""What Gloo writes to standard output by itself, in pieces that its threads may mix."""
+
+
+def said(out: str) -> list[str]:
+    """Lines of standard output, without those that are Gloo's alone."""
+    return [line for line in out.splitlines() if GLOO.sub("", line).strip()]
 
 
 def free_port() -> int:

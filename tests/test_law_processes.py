@@ -230,7 +230,7 @@ def test_the_command_trains_and_exports_one_world(tmp_path):
     several = ["--coordinator", "127.0.0.1:{port}", "--processes", "2", "--process", "{index}"]
     ends = processes.run([*command, *several, "--mesh", "data=4,context=2"], tmp_path)
     assert [end[0] for end in ends] == [0, 0], processes.report(ends)
-    said = [[line for line in out.splitlines() if "Gloo" not in line] for _, out, _ in ends]
+    said = [processes.said(out) for _, out, _ in ends]
     assert said == [[str(tmp_path / "two" / "world")], []]
     assert "2 processes, 8 devices" in ends[0][2] and "encoding train: 3/3" in ends[0][2]
     assert not re.search(r"tokenizer: |encoding|processes,", ends[1][2])

@@ -94,7 +94,7 @@ def test_two_processes_report_what_one_does(folder):
     command += ["--samples", "1", "--steps", "1", "--out"]
     ends = processes.run(["-m", "worldsim.cli", *command, str(folder / "two"), *SEVERAL], folder)
     assert [end[0] for end in ends] == [0, 0], processes.report(ends)
-    said = [[line for line in out.splitlines() if "Gloo" not in line] for _, out, _ in ends]
+    said = [processes.said(out) for _, out, _ in ends]
     assert said == [[str(folder / "two" / "report.html")], []]
     assert "2 processes, 8 devices" in ends[0][2] and "play" not in ends[1][2]
 
@@ -133,7 +133,7 @@ def test_two_processes_continue_the_clips_of_a_folder_as_one_does(folder):
     two = ["-m", "worldsim.cli", *command, "--out", f"{folder}/double/{{{{}}}}.npz", *SEVERAL]
     ends = processes.run(two, folder)
     assert [end[0] for end in ends] == [0, 0], processes.report(ends)
-    said = [[line[-5:] for line in out.splitlines() if "Gloo" not in line] for _, out, _ in ends]
+    said = [[line[-5:] for line in processes.said(out)] for _, out, _ in ends]
     assert said == [["0.npz", "1.npz"], ["2.npz"]]
     cli.main([*command, "--out", f"{folder}/single/{{}}.npz"])
     made = [
