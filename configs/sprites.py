@@ -13,6 +13,7 @@ from worldsim.config import (
     DynamicsConfig,
     MixConfig,
     OptimConfig,
+    PhaseConfig,
     StageConfig,
     TokenizerConfig,
     TokenizerLossConfig,
@@ -32,11 +33,12 @@ def get_config() -> TrainConfig:
                 height=32, width=32, haar_levels=1, widths=(64,), quantizer="vq", codes=128
             ),
             dynamics=DynamicsConfig(
-                width=64,
+                width=96,
                 layers=3,
-                heads=2,
-                mlp=256,
+                heads=3,
+                mlp=384,
                 patch=2,
+                around=True,
                 context=11,
                 action=ActionConfig("discrete", 5, ACTIONS),
             ),
@@ -51,7 +53,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=8000,
+            steps=15000,
             batch=8,
             frames=24,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
@@ -66,4 +68,5 @@ def get_config() -> TrainConfig:
         ),
         tokenizer_loss=TokenizerLossConfig(crop=16, commitment=0.1),
         mix=MixConfig(chunks=12, queries=6),
+        curriculum=(PhaseConfig(share=0.8, chunks=6, queries=4, frames=12, batch=8, rope_base=1000.0),),
     )

@@ -27,7 +27,7 @@ from worldsim.train.stages import dynamics_stage
 
 pytestmark = pytest.mark.law
 
-FIRST = PhaseConfig(steps=3, chunks=4, queries=1, frames=6, batch=4, rope_base=100.0)
+FIRST = PhaseConfig(share=0.5, chunks=4, queries=1, frames=6, batch=4, rope_base=100.0)
 OPTIM = OptimConfig(learning_rate=1e-2, warmup=2)
 
 
@@ -133,6 +133,14 @@ def test_another_curriculum_is_refused_when_going_on(tmp_path):
         train_stage(parts(other)[-1], tmp_path, seed=3, config=other)
 
 
+def test_short_sequences_know_as_much_of_a_suffix_as_leaves_room_for_their_queries():
+    whole = config(curriculum=(FIRST, dataclasses.replace(FIRST, share=0.2, chunks=6, queries=4)))
+    whole = dataclasses.replace(
+        whole, world=dataclasses.replace(whole.world, dynamics=tiny.config(context=7, pinned=3).dynamics)
+    )
+    assert [part.world.dynamics.pinned for _, part in whole.phases] == [2, 1, 3]
+
+
 def test_each_phase_turns_with_its_own_base(monkeypatch):
     found = [part.world.dynamics for _, part in config().phases]
     assert [(d.rope_base, d.context) for d in found] == [(100.0, 3), (400.0, 7)]
@@ -166,15 +174,17 @@ def test_lwm_lengthens_the_sequences_of_a_config():
     assert long.world.dynamics.context == 255
     assert {part.dynamics.steps for _, part in shown} == {8370}
     short = lengthen(first, phases=2)
-    assert [end for end, _ in short.phases] == [8370 * 1200 // 4200, 8370]
+    assert [end for end, _ in short.phases] == [round(8370 * 1200 / 4200), 8370]
     assert lengthen(first, phases=1) == first
 
 
 def test_impossible_curricula_are_refused_when_built():
-    with pytest.raises(ValueError, match="take 3 steps and dynamics.steps is 3"):
-        config(steps=3)
+    with pytest.raises(ValueError, match="take 1.0000 of the steps; leave some"):
+        config(curriculum=(FIRST, FIRST))
+    with pytest.raises(ValueError, match="share 0.0 must lie in"):
+        dataclasses.replace(FIRST, share=0.0)
     with pytest.raises(ValueError, match="curriculum, phase 1: .*frames 3 is less than mix.chunks 4"):
-        config(curriculum=(dataclasses.replace(FIRST, steps=1), dataclasses.replace(FIRST, frames=3)))
+        config(curriculum=(dataclasses.replace(FIRST, share=0.1), dataclasses.replace(FIRST, frames=3)))
     with pytest.raises(ValueError, match="batch 0 must lie in"):
         dataclasses.replace(FIRST, batch=0)
     with pytest.raises(ValueError, match="6 phases in 6 steps; take from 1 to 5"):
@@ -191,13 +201,14 @@ def test_the_exported_world_is_that_of_the_last_phase(tmp_path, monkeypatch):
     sprites = dataclasses.replace(
         base,
         world=dataclasses.replace(
-            base.world, dynamics=dataclasses.replace(base.world.dynamics, width=32, layers=1, pinned=1)
+            base.world, dynamics=dataclasses.replace(base.world.dynamics, width=24, layers=1, pinned=1)
         ),
         data=dataclasses.replace(base.data, path=str(data)),
         tokenizer=dataclasses.replace(stage, steps=2, frames=2),
         refine=dataclasses.replace(stage, steps=1, frames=2),
         dynamics=dataclasses.replace(stage, steps=4, frames=6),
         mix=MixConfig(chunks=4, queries=1),
+        curriculum=(),
     )
     config = lengthen(sprites, phases=2)
     ends, trained = [], run.train_stage

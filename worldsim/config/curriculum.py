@@ -34,7 +34,7 @@ def lengthen(config: TrainConfig, *, phases: int = len(LWM)) -> TrainConfig:
     total = sum(steps for *_, steps in taken)
     shown = [
         PhaseConfig(
-            steps=max(1, config.dynamics.steps * steps // total),
+            share=steps / total,
             chunks=config.mix.chunks * times,
             queries=config.mix.queries * times,
             frames=config.dynamics.frames * times,

@@ -189,13 +189,13 @@ class PhaseConfig:
     """A part of the dynamics' training with other sequences than at its end.
 
     Attributes:
-      steps: optimizer steps.
+      share: of the optimizer steps.
       chunks, queries: as in :class:`MixConfig`.
       frames, batch: as in :class:`StageConfig`.
       rope_base: as in :class:`worldsim.config.DynamicsConfig`.
     """
 
-    steps: int
+    share: float
     chunks: int
     queries: int
     frames: int
@@ -203,7 +203,7 @@ class PhaseConfig:
     rope_base: float
 
     def __post_init__(self) -> None:
-        check_ranges(self, **{NATURAL: ("steps", "chunks", "queries", "frames", "batch")})
+        check_ranges(self, **{NATURAL: ("chunks", "queries", "frames", "batch"), "(0, 1]": ("share",)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,14 +246,21 @@ class TrainConfig:
     @property
     def phases(self) -> tuple[tuple[int, TrainConfig], ...]:
         """The step at which each phase of the dynamics' training ends, and the config that it trains by."""
-        ends = itertools.accumulate(phase.steps for phase in self.curriculum)
+        ends = itertools.accumulate(phase.share for phase in self.curriculum)
+        ends = [round(end * self.dynamics.steps) for end in ends]
         parts = [(end, self.during(phase)) for end, phase in zip(ends, self.curriculum, strict=True)]
         return (*parts, (self.dynamics.steps, self))
 
     def during(self, phase: PhaseConfig, *, context: int | None = None) -> TrainConfig:
-        """The config of a phase: of all steps, with its sequences; the context is theirs if none is given."""
+        """The config of a phase: of all steps, with its sequences; the context is theirs if none is given.
+
+        Short sequences know as much of a suffix as leaves room for their queries.
+        """
         context = phase.chunks - 1 if context is None else context
-        dynamics = dataclasses.replace(self.world.dynamics, context=context, rope_base=phase.rope_base)
+        pinned = max(1, min(self.world.dynamics.pinned, phase.chunks - phase.queries - 1))
+        dynamics = dataclasses.replace(
+            self.world.dynamics, context=context, pinned=pinned, rope_base=phase.rope_base
+        )
         return dataclasses.replace(
             self,
             curriculum=(),
@@ -263,11 +270,11 @@ class TrainConfig:
         )
 
     def __post_init__(self) -> None:
-        before = sum(phase.steps for phase in self.curriculum)
-        if before and before >= self.dynamics.steps:
+        before = sum(phase.share for phase in self.curriculum)
+        if before >= 1:
             raise ValueError(
-                f"TrainConfig: the phases of the curriculum take {before} steps and dynamics.steps is "
-                f"{self.dynamics.steps}, which counts the last phase too; raise it above {before}."
+                f"TrainConfig: the phases of the curriculum take {before:.4f} of the steps; leave some "
+                "for the last phase, which is the config's own."
             )
         for number, phase in enumerate(self.curriculum):
             try:
