@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -90,6 +91,17 @@ def test_gradients_are_those_of_one_device(name):
         scale = np.sqrt(np.mean(gradient**2))
         assert np.sqrt(np.mean((found[path] - gradient) ** 2)) <= 1e-5 * max(scale, 1e-6), path
     assert bool(re.search("= .*collective-permute", text)) == ("context" in name)
+
+
+@pytest.mark.slow
+def test_a_device_of_a_context_never_holds_the_tokens_of_others():
+    """What is gathered in passing is a number a chunk at most; tokens go round the ring."""
+    sizes = {}
+    for strategy in ("ring", "allgather"):
+        _, _, text = first_step((("context", 8),), strategy)
+        shapes = re.findall(r"= f32\[([\d,]*)\]\S* all-gather", text)
+        sizes[strategy] = max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
+    assert sizes["ring"] <= 8 * (16 + 8) < sizes["allgather"]
 
 
 @pytest.mark.slow
