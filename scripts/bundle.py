@@ -173,7 +173,7 @@ def main() -> None:
     for stage in provenance["steps"]:
         shutil.copy(args.workdir / stage / "metrics.jsonl", folder / f"{stage}.jsonl")
     world, held = worldsim.load(args.name), clips(args.name)
-    made = play(world, held, world.dials(8, 1.0), note=print)
+    made = play(world, held, world.dials(steps=8), note=print)
     scores = scores_of(score(made, held), tokenizer_psnr(world, held))
     scores |= game_scores(provenance["data"].get("source") or {}, world, made, held)
     hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]

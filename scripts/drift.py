@@ -27,7 +27,14 @@ from worldsim.evaluate.sprite_laws import over_horizon
 from worldsim.generate.extend import World
 
 AT = (16, 64, 256)
-NAMES = {"steps": int, "temperature": float, "stabilize": float, "guidance": float, "sinks": int}
+NAMES = {
+    "steps": int,
+    "temperature": float,
+    "stabilize": float,
+    "guidance": float,
+    "doubt": float,
+    "sinks": int,
+}
 WAYS = ("plain", "stabilize=0.1", "stabilize=0.3", "guidance=0.5", "guidance=1", "sinks=2")
 
 

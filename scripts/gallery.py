@@ -23,7 +23,7 @@ CLIPS = 4
 def draw(name: str, out: Path = OUT, *, count: int = CLIPS) -> list[Path]:
     """The animations of one bundled world."""
     world, held = worldsim.load(name), clips(name)[:count]
-    made = play(world, held, world.dials(8, 1.0), note=print)
+    made = play(world, held, world.dials(steps=8), note=print)
     paths = []
     for verb in ("forward", "backward", "loop"):
         frames = [one.clip.frames for one in made[verb]]

@@ -86,7 +86,7 @@ def trace(
     b, o = opening.shape[:2]
     order, groups = time_order(plan), sweep_groups(plan)
     total = len(order)
-    dials = world.dials(STEPS, 1.0)
+    dials = world.dials(steps=STEPS)
     keys = branches(jax.random.split(jax.random.key(seed), b), n).reshape(-1)
     repeat = lambda a: np.repeat(a, n, axis=0)
     blank = np.zeros((b * n, total - o, *opening.shape[2:]), np.int32)

@@ -46,7 +46,7 @@ def without(world, *words):
 def played(world):
     """Three windows answered twice in every verb, and the windows."""
     held = held_of(3)
-    return play(world, held, world.dials(2, 1.0), samples=2, seed=0, note=lambda _: None), held
+    return play(world, held, world.dials(steps=2), samples=2, seed=0, note=lambda _: None), held
 
 
 @pytest.mark.law
@@ -107,7 +107,7 @@ def test_actions_are_worth_nothing_to_a_world_that_ignores_them(world, played):
     gain = curves.action_gain(real.answers["forward"], real.steered)
     assert max(abs(one["mean"]) for one in gain.values()) > 0
     deaf = without(world, "action/")
-    same = play(deaf, held, world.dials(2, 1.0), samples=1, seed=0, note=lambda _: None)
+    same = play(deaf, held, world.dials(steps=2), samples=1, seed=0, note=lambda _: None)
     np.testing.assert_array_equal(same.steered, same.answers["forward"].frames[0])
     for one in curves.action_gain(same.answers["forward"], same.steered).values():
         assert one["mean"] == one["at"]["mean"] == 0
@@ -127,7 +127,7 @@ def test_a_window_has_the_same_answers_and_nats_in_any_share(world, played, monk
 
     for name in ("play", "nats", "pictures"):
         monkeypatch.setattr(f"worldsim.evaluate.{name}.in_shares", in_shares)
-    again = play(world, held, world.dials(2, 1.0), samples=2, seed=0, note=lambda _: None)
+    again = play(world, held, world.dials(steps=2), samples=2, seed=0, note=lambda _: None)
     np.testing.assert_array_equal(again.loops, whole.loops)
     np.testing.assert_array_equal(again.steered, whole.steered)
     for name, answer in whole.answers.items():

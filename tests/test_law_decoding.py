@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from flax import nnx
 
 from worldsim.generate import rollout
 from worldsim.generate.prefill import blocks
+from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops import attention
 from worldsim.ops.cached_attention import Part, attend_parts
-from worldsim.ops.sampling import sample_codes
+from worldsim.ops.sampling import keep_least_certain, sample_codes
 from worldsim.ops.visible import UNSEEN
 from worldsim.plan import make_plan
 
@@ -85,3 +87,52 @@ def test_a_rollout_copies_no_cache():
     made = re.findall(rf"= {shape}\S* ([\w-]+)\(", text)
     assert "dynamic-update-slice" in made
     assert "copy" not in made
+
+
+def left_of(certainty, masked, left, doubt):
+    kept = keep_least_certain(
+        jnp.log(jnp.asarray(certainty)), jnp.asarray(masked), jnp.int32(left), doubt=doubt
+    )
+    return np.flatnonzero(kept).tolist()
+
+
+def test_what_is_certain_is_known_at_once():
+    """The most certain codes, while all of them but the last are together as likely as told; one at least, and
+    as many as the schedule says."""
+    certainty, masked = [0.5, 0.99, 0.9, 0.999, 0.2, 0.7], [True, True, True, True, False, True]
+    assert left_of(certainty, masked, 6, 0.0) == [0, 1, 2, 5]
+    assert left_of(certainty, masked, 6, 0.005) == [0, 2, 5]  # 0.999, and one more
+    assert left_of(certainty, masked, 6, -np.log(0.98)) == [0, 5]
+    assert left_of(certainty, masked, 6, -np.log(0.88)) == [0]
+    assert left_of(certainty, masked, 6, 10.0) == []
+    assert left_of(certainty, masked, 1, 0.0) == [0]
+    assert left_of(certainty, [False] * 6, 6, 0.0) == []
+
+
+@pytest.mark.parametrize(("doubt", "passes"), [(0.0, 4), (0.02, 2), (5.0, 1)])
+def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypatch, doubt, passes):
+    """Of four codes two are certain, one is 0 or 1 at even odds, and one is its copy, known once that is."""
+    model, seen = nnx.merge(*world.dynamics), []
+
+    def predict(self, query, _):
+        jax.debug.callback(lambda: seen.append(1))
+        first, second = query.codes[..., 0, 0], query.codes[..., 0, 1]
+        known = jnp.where(second == self.mask, first, second)
+        odds = jnp.where(
+            known == self.mask, jnp.array([[[0.5]], [[0.5]]]), jnp.stack([known == 0, known == 1])
+        )
+        sure = jax.nn.one_hot(jnp.zeros_like(query.codes), self.codebook)
+        told = sure.at[..., 0, :, :2].set(jnp.moveaxis(odds, 0, -1)[..., None, :])
+        return jnp.log(told + 1e-4)
+
+    monkeypatch.setattr(Dynamics, "predict", predict)
+    clips = 32
+    none = jnp.zeros((clips, 1))
+    query = Chunks(jnp.zeros((clips, 1, 2, 2), jnp.int32), none, jnp.zeros((clips, 1, 3), jnp.int32), none)
+    keys, dials = jax.random.split(jax.random.key(0), clips), world.dials(steps=4, doubt=doubt)
+    drawn = np.asarray(rollout.draw_chunk(model, query, (), keys, dials))[:, 0]
+    jax.effects_barrier()
+    assert len(seen) == passes
+    assert 6 <= drawn[:, 0, 0].sum() <= 26 and not drawn[:, 1].any()
+    copies = (drawn[:, 0, 0] == drawn[:, 0, 1]).mean()
+    assert copies == 1.0 if doubt < 1 else copies < 0.9

@@ -84,7 +84,7 @@ def test_times_past_the_reach_are_read_as_the_reach(world):
         plan = plans.make_plan(np.array([first, 18, 19]), np.zeros(0, int))
         state = rollout.start(*made.dynamics, keys=KEY[None])
         rows = _rows(plans.make_plan(np.array([first, 18, 19]), np.array([20])))
-        told = {"codes": rows.codes[:, :3], "actions": rows.actions[:, :3], "dials": made.dials(1)}
+        told = {"codes": rows.codes[:, :3], "actions": rows.actions[:, :3], "dials": made.dials(steps=1)}
         state, _ = rollout.run(made.dynamics, state, plan, **told)
         row = rollout._row(rows, jnp.int32(3)).chunks(stream=1)
         model = nnx.merge(*made.dynamics)
@@ -143,7 +143,7 @@ def test_guidance_leads_away_from_the_short_past(world):
         model.predict(query, near), model.predict(query, model.past(hidden, query)), atol=1e-5
     )
     assert np.abs(whole - model.predict(query, near)).max() > 0.05
-    dials = world.dials(1, 0.0, 0, guidance=3.0)
+    dials = world.dials(steps=1, temperature=0.0, refine_steps=0, guidance=3.0)
     drawn = rollout.draw_chunk(model, query, past, KEY[None], dials, near=near)
     want = whole + 3.0 * (whole - model.predict(query, near))
     np.testing.assert_array_equal(drawn, want.argmax(-1))

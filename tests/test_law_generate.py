@@ -159,7 +159,7 @@ def test_a_batch_of_requests_is_each_alone(world, direction):
         requests.extend_request(clip, 7, world.config, direction=direction, actions=some_actions(7, seed=i))
         for i, clip in enumerate(clips)
     ]
-    together = world.run(batch, world.dials(3, 1.0), keys=keys)
+    together = world.run(batch, world.dials(steps=3), keys=keys)
     for i, clip in enumerate(clips):
         options = {"direction": direction, "actions": some_actions(7, seed=i), "steps": 3}
         alone = world.extend(clip, 7, key=keys[i], **options)
@@ -170,14 +170,14 @@ def test_a_batch_of_requests_is_each_alone(world, direction):
 def test_requests_of_different_plans_are_refused(world):
     one, two = (requests.extend_request(tiny.make_clip(3), n, world.config) for n in (2, 3))
     with pytest.raises(ValueError, match="different plans"):
-        world.run([one, two], world.dials(1, 1.0), keys=jax.random.split(KEY, 2))
+        world.run([one, two], world.dials(steps=1), keys=jax.random.split(KEY, 2))
     clip, other = tiny.make_clip(3), requests.loop_request(tiny.make_clip(1), 4, world.config)
     extended = dataclasses.replace(
         requests.extend_request(clip, 2, world.config), sources=np.array([1, 0, 2, -1, -1])
     )
     for pair in ([requests.extend_request(clip, 2, world.config), extended], [one, other]):
         with pytest.raises(ValueError, match="different plans"):
-            world.run(pair, world.dials(1, 1.0), keys=jax.random.split(KEY, 2))
+            world.run(pair, world.dials(steps=1), keys=jax.random.split(KEY, 2))
 
 
 def test_a_result_goes_on_in_its_own_direction_only(world):
@@ -238,7 +238,13 @@ def test_plans_that_a_cache_cannot_hold_are_refused(world):
     state = rollout.start(*world.dynamics, keys=KEY[None])
     blank = np.zeros((1, 8, 2, 2), np.int32)
     with pytest.raises(ValueError, match="7 known chunks beside 0 pinned ones in a cache of 6"):
-        rollout.run(world.dynamics, state, plans.forward(7, 1), codes=blank, dials=world.dials(1, 0.0))
+        rollout.run(
+            world.dynamics,
+            state,
+            plans.forward(7, 1),
+            codes=blank,
+            dials=world.dials(steps=1, temperature=0.0),
+        )
 
 
 def test_a_loop_returns_the_actions_that_it_was_told(world):

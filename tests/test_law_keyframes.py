@@ -76,7 +76,7 @@ def test_every_chunk_is_made_once_at_its_time_under_its_action(world, direction,
     order = made.given_codes if onward else made.given_codes[::-1]
     given[0, : len(order)] = order
     _, alone = run(
-        world.dynamics, state, first, codes=given, dials=world.dials(1), actions=told[None, :, None]
+        world.dynamics, state, first, codes=given, dials=world.dials(steps=1), actions=told[None, :, None]
     )
     np.testing.assert_array_equal(alone[0, -2:], [codes[float(t)] for t in first.times[-2:]])
 

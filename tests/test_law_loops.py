@@ -38,7 +38,7 @@ def test_one_candidate_and_no_sweep_is_the_plain_loop(world, pair_world):
         f = each.config.tokenizer.frames_per_chunk
         clip = tiny.make_clip(4 * f)
         request = requests.loop_request(clip, 7 * f, each.config)
-        plain = each.run([request], each.dials(3, 1.0), keys=KEY[None])[0]
+        plain = each.run([request], each.dials(steps=3), keys=KEY[None])[0]
         loop = each.loop(clip, 7 * f, key=KEY, steps=3, candidates=1, sweeps=0)
         np.testing.assert_array_equal(loop.codes, plain.codes)
         np.testing.assert_array_equal(loop.clip.frames, plain.clip.frames)
@@ -59,7 +59,7 @@ def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world):
 
 def test_a_loop_of_a_batch_is_that_loop_alone(world):
     clips = [tiny.make_clip(5, seed=seed) for seed in range(2)]
-    keys, effort, dials = jax.random.split(KEY, 2), Effort(1, 1), world.dials(2, 1.0)
+    keys, effort, dials = jax.random.split(KEY, 2), Effort(1, 1), world.dials(steps=2)
     batch = [requests.loop_request(clip, 6, world.config) for clip in clips]
     together = world.run(batch, dials, keys=keys, effort=effort)
     for i, clip in enumerate(clips):
@@ -95,7 +95,13 @@ def test_no_copy_of_a_chunk_is_seen_while_it_is_looked_at(world, total):
             assert (np.asarray(seen.codes)[~mine] == 8).any((1, 2, 3)).all() or total > 5
         poisoned = Ring(np.where(marked.codes == 8, 7, marked.codes), ring.actions)
         draws = [
-            each.redraw(one, np.array([0]), np.array([place]), keys=KEY[None], dials=world.dials(2, 1.0))
+            each.redraw(
+                one,
+                np.array([0]),
+                np.array([place]),
+                keys=KEY[None],
+                dials=world.dials(steps=2),
+            )
             for one in (marked, poisoned)
         ]
         np.testing.assert_array_equal(*draws)
@@ -141,7 +147,7 @@ def test_a_sweep_visits_every_made_chunk_once_and_no_neighbours_together(opening
 
 def test_a_sweep_leaves_the_opening_and_each_has_keys_of_its_own(world):
     ring, groups = some_ring(2, 6), sweep_groups(plans.loop(2, 6))
-    keys, dials = jax.random.split(KEY, 2), world.dials(2, 1.0)
+    keys, dials = jax.random.split(KEY, 2), world.dials(steps=2)
     first, second = (
         sweep(looker(world), ring, groups, keys=keys, number=number, dials=dials) for number in (0, 1)
     )

@@ -85,7 +85,7 @@ def test_a_trained_toy_leaves_perfect_loops_as_they_are_and_makes_legal_ones(tmp
     places = toy_sprites.true_places(32, 16, seed=5, config=config).astype(np.int32)
     swept = sweep(
         Looker(world.dynamics, world.config), Ring(places, None), sweep_groups(plans.loop(4, 16)),
-        keys=jax.random.split(jax.random.key(0), 32), number=0, dials=world.dials(2, 0.0),
+        keys=jax.random.split(jax.random.key(0), 32), number=0, dials=world.dials(steps=2, temperature=0.0),
     )  # fmt: skip
     assert (swept.codes == places).all((1, 2, 3)).mean() > 0.9
     plain, *_, best = loops.sprite_rows(loops.toy_bed(world, 32), 16, effort=(4, 1))

@@ -112,7 +112,7 @@ def test_going_back_walks_over_what_is_there_and_then_makes_what_came_before(sta
     assert stay.span == (-8, -6, 6)
     assert len({one.frame.tobytes() for one in made}) > 1
     whole = stay.world.extend(
-        tiny.make_clip(6), 4, direction="backward", steps=1, temperature=1.0, refine_steps=None,
+        tiny.make_clip(6), 4, direction="backward", steps=1, refine_steps=None,
         key=jax.random.fold_in(stay._key, 0),
     )  # fmt: skip
     np.testing.assert_array_equal(made[0].frame, whole.clip.frames[3])

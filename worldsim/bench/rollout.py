@@ -94,7 +94,9 @@ def go_on(world: World, state: RolloutState, frames: int, passes: int) -> tuple[
     plan = make_plan(np.zeros(0, int), state.next_order + new)
     codes = np.zeros((1, frames, *world.config.tokenizer.grid), np.int32)
     actions = (new % world.config.dynamics.action.size).astype(np.int32)[None, :, None]
-    return rollout.run(world.dynamics, state, plan, codes=codes, dials=world.dials(passes), actions=actions)
+    return rollout.run(
+        world.dynamics, state, plan, codes=codes, dials=world.dials(steps=passes, doubt=0.0), actions=actions
+    )
 
 
 class Live:

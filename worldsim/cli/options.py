@@ -41,11 +41,12 @@ class Sampling:
     """How chunks are drawn.
 
     Attributes:
-      steps: masked passes per chunk; more is slower and better.
+      steps: masked passes per chunk at most; more is slower and better.
       temperature: 0 takes the likeliest codes and ignores the seed.
       refine_steps: of the refinement head, which draws the detail; 0 leaves it out, 4 where there is one.
       stabilize: noise that chunks which were made are said to have to those after them.
       guidance: how far to go away from what the nearest two chunks alone would say; takes twice the passes.
+      doubt: nats of doubt up to which a pass draws codes together, so that fewer passes do; 0 takes all.
       seed: of all randomness.
     """
 
@@ -54,6 +55,7 @@ class Sampling:
     refine_steps: int | None = None
     stabilize: float = 0.0
     guidance: float = 0.0
+    doubt: float = 0.02
     seed: int = 0
 
     def options(self) -> dict[str, Any]:

@@ -69,7 +69,12 @@ def rollout(
     start: Any = clip
     if resume:
         start, before = load_standing(stood, model)
-        before = {"stabilize": 0.0, "guidance": 0.0, "sinks": 0} | before  # one of before they were there
+        before = {
+            "stabilize": 0.0,
+            "guidance": 0.0,
+            "doubt": 0.0,
+            "sinks": 0,
+        } | before  # one of before they were there
         other = {
             name: (before.get(name), value) for name, value in asked.items() if before.get(name) != value
         }

@@ -108,7 +108,7 @@ def _judged(
     plan = make_plan(order[:past], np.zeros(0, int), frames_per_chunk=f)
     state, _ = rollout.run(
         world.dynamics, rollout.start(*world.dynamics, keys=keys), plan, codes=codes[:, :past],
-        actions=None if actions is None else actions[:, :past], dials=world.dials(1, 1.0),
+        actions=None if actions is None else actions[:, :past], dials=world.dials(steps=1),
     )  # fmt: skip
     asked = np.arange(chunks - ranks.shape[1], chunks)
     ids = np.stack([np.zeros_like(asked), asked, np.full_like(asked, QUERY)], -1)

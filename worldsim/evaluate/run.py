@@ -50,7 +50,7 @@ class Settings:
       samples: answers to each question.
       steps, temperature: of sampling.
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
-      stabilize, guidance: see :class:`worldsim.generate.options.Options`.
+      stabilize, guidance, doubt: see :class:`worldsim.generate.options.Options`.
       seed: of all randomness.
       split: that nobody trained on.
     """
@@ -63,6 +63,7 @@ class Settings:
     refine_steps: int | None = None
     stabilize: float = 0.0
     guidance: float = 0.0
+    doubt: float = 0.02
     seed: int = 0
     split: str = "test"
 

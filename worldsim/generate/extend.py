@@ -19,7 +19,7 @@ from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
 from worldsim.generate.check import check_clip, condition_rows
 from worldsim.generate.codes import decode, encode
 from worldsim.generate.keyframed import check_keyframes, extend_keyframed
-from worldsim.generate.options import DIALS, Options, filled, make_dials
+from worldsim.generate.options import DIALS, DialOptions, Options, filled, make_dials
 from worldsim.generate.render import Part, Renderer, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
@@ -280,16 +280,13 @@ class World:
         drawn = self.decode(self.encode(clip), refine_steps=refine_steps).frames
         return dataclasses.replace(clip, frames=np.concatenate([drawn, clip.frames[len(drawn) :]]))
 
-    def dials(
-        self, steps: int = 8, temperature: float = 1.0, refine_steps: int | None = None, **more: float
-    ) -> Dials:
+    def dials(self, **options: Unpack[DialOptions]) -> Dials:
         """Checked sampling dials; more passes than a chunk has codes are as many as it has.
 
         Raises:
           ValueError: numbers that the world can't take.
         """
-        how = {"steps": steps, "temperature": temperature, "refine_steps": refine_steps, **more}
-        return make_dials(self.config, refines=self.refine is not None, **(DIALS | how))
+        return make_dials(self.config, options, refines=self.refine is not None)
 
     def run(
         self,

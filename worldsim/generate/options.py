@@ -15,21 +15,21 @@ REFINE_STEPS = 4
 """Of the refinement head, where nobody says otherwise."""
 
 
-class Options(TypedDict, total=False):
-    """How a verb draws; all may be left out.
+class DialOptions(TypedDict, total=False):
+    """How chunks are drawn; all may be left out.
 
     Attributes:
-      steps: masked passes per chunk (8); more is slower and better.
+      steps: masked passes per chunk at most (8); more is slower and better.
       temperature: of sampling (1); 0 takes the likeliest codes and ignores the key.
       refine_steps: of the refinement head, which draws the detail; 0 decodes the codes alone, None is 4 in a
         world that has one.
-      key: of all randomness; ``jax.random.key(0)`` by default.
       stabilize: how noisy the chunks that were made are said to be to those after them (0); a world that
         was trained on noisy chunks then trusts them less, up to its ``max_noise`` (Diffusion Forcing: Chen et
         al., https://arxiv.org/abs/2407.01392).
       guidance: how far a chunk is drawn beyond what its whole past says, away from what its nearest two
         chunks alone would say (0); a second pass beside each.
-      conditions: what holds for all that is seen and made, by name: a class or a vector.
+      doubt: nats that the codes which a pass draws together may lack of certainty (0.02): what is certain is
+        drawn at once, and a chunk that is certain takes one pass. 0 takes all ``steps``.
     """
 
     steps: int
@@ -37,6 +37,17 @@ class Options(TypedDict, total=False):
     refine_steps: int | None
     stabilize: float
     guidance: float
+    doubt: float
+
+
+class Options(DialOptions, total=False):
+    """How a verb draws; all may be left out.
+
+    Attributes:
+      key: of all randomness; ``jax.random.key(0)`` by default.
+      conditions: what holds for all that is seen and made, by name: a class or a vector.
+    """
+
     key: jax.Array | None
     conditions: Mapping[str, Any] | None
 
@@ -47,6 +58,7 @@ DIALS: dict[str, Any] = {
     "refine_steps": None,
     "stabilize": 0.0,
     "guidance": 0.0,
+    "doubt": 0.02,
 }
 """The options that are numbers, and their defaults."""
 
@@ -58,9 +70,10 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
       TypeError: one that no verb has, or a key that is not one typed key.
       ValueError: one that the verb has no use for.
     """
-    unknown = sorted(set(options) - set(Options.__annotations__))
+    there = {"key", "conditions", *DIALS}
+    unknown = sorted(set(options) - there)
     if unknown:
-        raise TypeError(f"{verb}: no option {unknown}; there are {sorted(Options.__annotations__)}.")
+        raise TypeError(f"{verb}: no option {unknown}; there are {sorted(there)}.")
     if verb == "loop" and (options.get("stabilize") or options.get("guidance")):
         raise ValueError(
             "loop: stabilize and guidance are for what is made in one direction; leave them out."
@@ -77,27 +90,24 @@ def is_key(value: Any) -> bool:
     return isinstance(value, jax.Array) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
-def make_dials(
-    config: WorldConfig,
-    *,
-    refines: bool,
-    steps: int,
-    temperature: float,
-    refine_steps: int | None,
-    stabilize: float,
-    guidance: float,
-) -> Dials:
+def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> Dials:
     """Checked sampling dials; see :meth:`worldsim.generate.extend.World.dials`.
 
     Args:
       config: of the world.
-      refines: whether it has a refinement head.
-      steps, temperature, refine_steps, stabilize, guidance: as in :class:`Options`.
+      options: those that are not there have their defaults.
+      refines: whether the world has a refinement head.
 
     Raises:
-      ValueError: fewer than 1 pass, a negative temperature or guidance, refinement in a world without, or
-        more noise than a world was trained on.
+      TypeError: an option that does not exist.
+      ValueError: fewer than 1 pass, a negative temperature, guidance or doubt, refinement in a world without,
+        or more noise than a world was trained on.
     """
+    unknown = sorted(set(options) - set(DIALS))
+    if unknown:
+        raise TypeError(f"dials: no option {unknown}; there are {sorted(DIALS)}.")
+    given: dict[str, Any] = DIALS | dict(options)
+    steps, temperature, refine_steps, stabilize, guidance, doubt = given.values()
     rows, columns = config.tokenizer.grid
     steps = min(steps, rows * columns)
     if steps < 1:
@@ -116,10 +126,13 @@ def make_dials(
         )
     if not 0 <= guidance < float("inf"):
         raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
+    if not 0 <= doubt < float("inf"):
+        raise ValueError(f"doubt {doubt}; take 0 (all passes) or more.")
     return Dials(
         jnp.int32(steps),
         jnp.float32(temperature),
         jnp.int32(refine_steps),
         jnp.float32(stabilize),
         jnp.float32(guidance) if guidance else None,
+        jnp.float32(doubt),
     )

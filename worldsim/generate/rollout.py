@@ -38,6 +38,8 @@ class Dials:
       stabilize: noise that generated chunks are said to have to those after them.
       guidance: how far to go beyond the logits of the whole past, away from those of its nearest chunks; None
         is not at all, in half the passes.
+      doubt: nats that codes which a pass reveals together may lack of certainty; a chunk whose codes
+        are all certain takes one pass.
     """
 
     steps: Int[Array, ""]
@@ -45,6 +47,7 @@ class Dials:
     refine: Int[Array, ""] | int = 0
     stabilize: Float[Array, ""] | float = 0.0
     guidance: Float[Array, ""] | None = None
+    doubt: Float[Array, ""] | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +115,7 @@ def draw_chunk(
     *,
     near: tuple[Part, ...] | None = None,
 ) -> Int[Array, "b 1 h w"]:
-    """Draw one chunk's codes in ``dials.steps`` masked passes over what it sees of the past.
+    """Draw one chunk's codes in at most ``dials.steps`` masked passes over what it sees of the past.
 
     With guidance each pass reads ``near`` too, its nearest chunks (history guidance: Song et al.,
     https://arxiv.org/abs/2502.06764).
@@ -124,20 +127,25 @@ def draw_chunk(
         drawn = sample_codes(logits, jax.random.fold_in(key, step), temperature=dials.temperature)
         masked = codes == model.mask
         left = masked_after(step, dials.steps, h * w)
-        still = keep_least_certain(certainty(logits), masked, left)
+        still = keep_least_certain(certainty(logits), masked, left, doubt=dials.doubt)
         return jnp.where(masked & ~still, drawn, codes)
 
-    def one_pass(step, codes):
+    def one_pass(carry):
+        step, codes = carry
         grid = rearrange(codes, "b (h w) -> b 1 h w", h=h)
         asked = dataclasses.replace(query, codes=grid)
         logits = model.predict(asked, past)
         if dials.guidance is not None and near is not None:
             logits = logits + dials.guidance * (logits - model.predict(asked, near))
         logits = rearrange(logits, "b 1 h w v -> b (h w) v")
-        return jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
+        return step + 1, jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
+
+    def unfinished(carry):
+        step, codes = carry
+        return (step < dials.steps) & jnp.any(codes == model.mask)
 
     codes = jnp.full((b, h * w), model.mask, jnp.int32)
-    codes = jax.lax.fori_loop(0, dials.steps, one_pass, codes)
+    _, codes = jax.lax.while_loop(unfinished, one_pass, (jnp.int32(0), codes))
     return rearrange(codes, "b (h w) -> b 1 h w", h=h)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from worldsim.generate import requests, rollout
 from worldsim.generate.answer import detail_keys
 from worldsim.generate.check import action_problems
 from worldsim.generate.extend import World
-from worldsim.generate.options import is_key
+from worldsim.generate.options import DialOptions, is_key
 from worldsim.generate.prefill import Rows
 from worldsim.generate.render import draw_next, tokenize
 from worldsim.generate.rollout import Dials
@@ -162,30 +162,22 @@ class Simulator:
         self,
         world: World,
         *,
-        steps: int = 8,
-        temperature: float = 1.0,
-        refine_steps: int | None = None,
-        stabilize: float = 0.0,
-        guidance: float = 0.0,
         sinks: int = 0,
         show: Show = "frames",
+        **dials: Unpack[DialOptions],
     ):
         """Set how a world is run; nothing is compiled before the first step.
 
         Args:
           world: to run.
-          steps: masked passes per chunk.
-          temperature: of sampling; 0 takes the likeliest codes.
-          refine_steps: of the refinement head; 0 draws the codes alone, None is 4 in a world that has one.
-          stabilize, guidance: see :class:`worldsim.generate.options.Options`.
           sinks: see :meth:`worldsim.generate.extend.World.extend`.
           show: what a step answers with: pictures, or the codes.
+          dials: ``steps``, ``temperature`` and others; see :class:`worldsim.generate.options.DialOptions`.
 
         Raises:
           ValueError: dials that the world can't take, or something else to show.
         """
-        how = {"stabilize": stabilize, "guidance": guidance}
-        self.world, self.dials = world, world.dials(steps, temperature, refine_steps, **how)
+        self.world, self.dials = world, world.dials(**dials)
         self.sinks = sinks
         self.frames = world.config.tokenizer.frames_per_chunk
         if show not in ("frames", "codes"):

@@ -61,9 +61,26 @@ def certainty(logits: Float[Array, "n v"]) -> Float[Array, "n"]:
 
 
 def keep_least_certain(
-    certainty: Float[Array, "n"], masked: Bool[Array, "n"], left: Int[Array, ""]
+    certainty: Float[Array, "n"],
+    masked: Bool[Array, "n"],
+    left: Int[Array, ""],
+    *,
+    doubt: Float[Array, ""] | float = 0.0,
 ) -> Bool[Array, "n"]:
-    """The new mask: of the masked tokens, the ``left`` least certain stay masked."""
+    """The new mask: of the masked tokens, the least certain stay masked.
+
+    Args:
+      certainty: of each token, a log-probability.
+      masked: those not yet known.
+      left: how many stay masked at most.
+      doubt: more are known at once as long as all of them but the last sum up to no less than ``-doubt``, so
+        that together they are as likely as ``exp(-doubt)`` at least (entropy-bounded unmasking: Ben-Hamu
+        et al., https://arxiv.org/abs/2505.24857).
+    """
     ranked = jnp.where(masked, certainty, jnp.inf)
-    order = jnp.argsort(jnp.argsort(ranked, axis=-1), axis=-1)
-    return masked & (order < left)
+    places = jnp.argsort(ranked, axis=-1)
+    surest = ranked[places][::-1]
+    before = jnp.cumsum(jnp.where(jnp.isinf(surest), 0.0, surest)) - surest
+    at_once = jnp.sum((before >= -doubt) & ~jnp.isinf(surest))
+    order = jnp.argsort(places, axis=-1)
+    return masked & (order < jnp.minimum(left, masked.sum() - at_once))
