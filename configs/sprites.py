@@ -53,7 +53,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=10000,
+            steps=8600,
             batch=8,
             frames=24,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
@@ -68,5 +68,5 @@ def get_config() -> TrainConfig:
         ),
         tokenizer_loss=TokenizerLossConfig(crop=16, commitment=0.1),
         mix=MixConfig(chunks=12, queries=6),
-        curriculum=(PhaseConfig(share=0.85, chunks=6, queries=4, frames=12, batch=8, rope_base=1000.0),),
+        curriculum=(PhaseConfig(share=0.81, chunks=6, queries=4, frames=12, batch=8, rope_base=1000.0),),
     )

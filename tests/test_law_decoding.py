@@ -97,8 +97,8 @@ def left_of(certainty, masked, left, doubt):
 
 
 def test_what_is_certain_is_known_at_once():
-    """The most certain codes, while all of them but the last are together as likely as told; one at least, and
-    as many as the schedule says."""
+    """The most certain codes, while all of them but the last are together as likely as told; one at least,
+    and as many as the schedule says."""
     certainty, masked = [0.5, 0.99, 0.9, 0.999, 0.2, 0.7], [True, True, True, True, False, True]
     assert left_of(certainty, masked, 6, 0.0) == [0, 1, 2, 5]
     assert left_of(certainty, masked, 6, 0.005) == [0, 2, 5]  # 0.999, and one more
