@@ -82,6 +82,22 @@ def test_a_rollout_that_was_stopped_goes_on_to_the_same_frames(folder, added, ca
     assert sorted(path.name for path in folder.iterdir()) == ["cut.mp4", "long.mp4", "start.npz", "world"]
 
 
+def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, added, world, capsys):
+    added["stop"] = 3
+    with pytest.raises(SystemExit):
+        rollout("--doubt", "0")
+    path = folder / "long.mp4.rollout"
+    standing, asked = load_standing(path, world)
+    for name in ("stabilize", "guidance", "doubt", "sinks"):
+        del asked[name]
+    save_standing(path, standing, asked=asked)
+    with pytest.raises(SystemExit):
+        rollout("--resume")
+    assert "doubt was 0.0 and is 0.02" in capsys.readouterr().err
+    rollout("--resume", "--doubt", "0")
+    assert len(read_video("long.mp4")) == 6 + 17 and not path.exists()
+
+
 def test_what_is_no_rollout_of_this_world_is_refused(folder, world, pair_world):
     standing = world.rollout(tiny.make_clip(6), 8, steps=1).standing()
     path = save_standing("here", standing, asked={"seed": 3})
