@@ -93,7 +93,7 @@ def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, 
     save_standing(path, standing, asked=asked)
     with pytest.raises(SystemExit):
         rollout("--resume")
-    assert "doubt was 0.0 and is 0.02" in capsys.readouterr().err
+    assert "doubt was 0.0 and is 0.002" in capsys.readouterr().err
     rollout("--resume", "--doubt", "0")
     assert len(read_video("long.mp4")) == 6 + 17 and not path.exists()
 
