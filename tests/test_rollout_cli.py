@@ -85,16 +85,16 @@ def test_a_rollout_that_was_stopped_goes_on_to_the_same_frames(folder, added, ca
 def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, added, world, capsys):
     added["stop"] = 3
     with pytest.raises(SystemExit):
-        rollout("--doubt", "0")
+        rollout()
     path = folder / "long.mp4.rollout"
     standing, asked = load_standing(path, world)
     for name in ("stabilize", "guidance", "doubt", "sinks"):
         del asked[name]
     save_standing(path, standing, asked=asked)
     with pytest.raises(SystemExit):
-        rollout("--resume")
-    assert "doubt was 0.0 and is 0.002" in capsys.readouterr().err
-    rollout("--resume", "--doubt", "0")
+        rollout("--resume", "--doubt", "0.5")
+    assert "doubt was 0.0 and is 0.5" in capsys.readouterr().err
+    rollout("--resume")
     assert len(read_video("long.mp4")) == 6 + 17 and not path.exists()
 
 

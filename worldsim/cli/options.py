@@ -55,7 +55,7 @@ class Sampling:
     refine_steps: int | None = None
     stabilize: float = 0.0
     guidance: float = 0.0
-    doubt: float = 0.002
+    doubt: float = 0.0
     seed: int = 0
 
     def options(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Settings:
     refine_steps: int | None = None
     stabilize: float = 0.0
     guidance: float = 0.0
-    doubt: float = 0.002
+    doubt: float = 0.0
     seed: int = 0
     split: str = "test"
 

@@ -28,7 +28,7 @@ class DialOptions(TypedDict, total=False):
         al., https://arxiv.org/abs/2407.01392).
       guidance: how far a chunk is drawn beyond what its whole past says, away from what its nearest two
         chunks alone would say (0); a second pass beside each.
-      doubt: nats that the codes which a pass draws together may lack of certainty (0.002): what is certain is
+      doubt: nats that the codes which a pass draws together may lack of certainty (0): what is certain is
         drawn at once, and a chunk that is certain takes one pass. 0 takes all ``steps``.
     """
 
@@ -58,7 +58,7 @@ DIALS: dict[str, Any] = {
     "refine_steps": None,
     "stabilize": 0.0,
     "guidance": 0.0,
-    "doubt": 0.002,
+    "doubt": 0.0,
 }
 """The options that are numbers, and their defaults."""
 
