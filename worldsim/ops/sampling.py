@@ -80,7 +80,8 @@ def keep_least_certain(
     ranked = jnp.where(masked, certainty, jnp.inf)
     places = jnp.argsort(ranked, axis=-1)
     surest = ranked[places][::-1]
-    before = jnp.cumsum(jnp.where(jnp.isinf(surest), 0.0, surest)) - surest
+    sums = jnp.cumsum(jnp.where(jnp.isinf(surest), 0.0, surest))
+    before = jnp.pad(sums, (1, 0))[:-1]  # and not less their own, which would round small doubts away
     at_once = jnp.sum((before >= -doubt) & ~jnp.isinf(surest))
     order = jnp.argsort(places, axis=-1)
     return masked & (order < jnp.minimum(left, masked.sum() - at_once))
