@@ -25,6 +25,7 @@ from worldsim.parallel.placement import place_batch
 from worldsim.plain import from_dict, to_dict
 from worldsim.progress import Counter
 from worldsim.train.codes import make_encoder
+from worldsim.train.looks import code_vectors
 from worldsim.train.optim import make_optimizer
 from worldsim.train.stages import STAGES, dynamics_stage, refine_stage, tokenizer_stage
 from worldsim.train.state import Stage
@@ -67,9 +68,10 @@ def workload(batch: int | None = None) -> list[Stage]:
         "codes": np.stack([encode(rows) for rows in frames]),
         "actions": actions.reshape(len(actions), -1, scale, *actions.shape[2:]),
     }
+    vectors = code_vectors(world, params["tokenizer"])
     return [
         tokenizer_stage(config, shown, statistics["median"]),
-        dynamics_stage(config, ArraySource(coded, keys=None)),
+        dynamics_stage(config, ArraySource(coded, keys=None), vectors=vectors),
         refine_stage(config, shown, params["tokenizer"]),
     ]
 

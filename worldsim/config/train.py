@@ -226,6 +226,10 @@ class DataConfig:
 class TrainConfig:
     """Everything a training run needs; a file in ``configs/`` returns one.
 
+    ``looks`` are the hidden channels of a network by which the dynamics, while it trains, reads and tells
+    codes by their vectors in the codebook, beside what it learns of each (:mod:`worldsim.train.looks`); 0 is
+    none.
+
     ``curriculum`` is what the dynamics begins with, phase by phase: shorter sequences, as a rule, and a lower
     rotary base. What the config itself says is the last phase and what the world becomes, and
     ``dynamics.steps`` counts the steps of all (see :func:`worldsim.config.lengthen`).
@@ -242,6 +246,7 @@ class TrainConfig:
     refine_loss: RefineLossConfig = RefineLossConfig()
     mix: MixConfig = MixConfig()
     curriculum: tuple[PhaseConfig, ...] = ()
+    looks: int = added(0)
 
     @property
     def phases(self) -> tuple[tuple[int, TrainConfig], ...]:
@@ -270,6 +275,7 @@ class TrainConfig:
         )
 
     def __post_init__(self) -> None:
+        check_ranges(self, **{"[0, inf)": ("looks",)})
         before = sum(phase.share for phase in self.curriculum)
         if before >= 1:
             raise ValueError(

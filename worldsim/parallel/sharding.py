@@ -40,6 +40,11 @@ PARAM_RULES: Rules = (
     (r"outcomes/up/bias", (None,)),
     (r"outcomes/down/(rewards|ends)/kernel", (None, None)),
     (r"outcomes/down/(rewards|ends)/bias", (None,)),
+    # What codes look like, beside the dynamics while it trains.
+    (r"looks/vectors", (None, None)),
+    (r"looks/(up|down)/kernel", (None, None)),
+    (r"looks/(up|down|told)/bias", (None,)),
+    (r"looks/told/kernel", ("embed", None)),
     (r"head/kernel", ("embed", None)),
     (r"head/bias", (None,)),
     # Refinement head.

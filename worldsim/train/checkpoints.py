@@ -187,7 +187,7 @@ def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder:
     free = {f"config.{name}.{field}" for name in UNUSED for field in FREE}
     free |= {"config.name", "config.data.threads"}
     unused = tuple(f"config.{part}" for part in UNUSED.get(record["stage"], ()))
-    unused += () if record["stage"] == "dynamics" else ("config.curriculum",)
+    unused += () if record["stage"] == "dynamics" else ("config.curriculum", "config.looks")
     defaults = {"config": json.loads(json.dumps(to_dict(TrainConfig())))}
     saved = _flat(defaults) | _flat(dict(saved))
     differ = [

@@ -17,6 +17,9 @@ from worldsim.train.state import Leaf, Params
 HIDDEN = re.compile(r"transformer/layers/\d+/(attention|mlp)/\w+/kernel")
 """Paths of the matrices that Muon moves."""
 
+FIXED = re.compile(r"looks/vectors")
+"""Paths of what is kept beside the parameters and does not decay."""
+
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """The learning rate of each step.
@@ -75,7 +78,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """
 
     def matrices(params: Params) -> Params:
-        return jax.tree.map(lambda x: jnp.ndim(x) >= 2, params)
+        decays = lambda keys, x: jnp.ndim(x) >= 2 and not FIXED.fullmatch(path_of(keys))
+        return jax.tree_util.tree_map_with_path(decays, params)
 
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2)
     if config.optimizer == "muon":

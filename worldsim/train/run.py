@@ -25,6 +25,7 @@ from worldsim.plain import to_dict
 from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
 from worldsim.train.codes import encode_source
+from worldsim.train.looks import code_vectors, fold_looks
 from worldsim.train.loop import train_stage
 from worldsim.train.metrics import PLAN_FILE
 from worldsim.train.samples import dynamics_samples, refine_samples, tokenizer_samples
@@ -156,10 +157,11 @@ def _dynamics(
     count = partial(Counter("encoding"), split) if is_lead() else None
     codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
     held_out = open_source(path, config.data.eval_split, keys=keys)
-    parts = []
+    parts, how = [], {"mesh": mesh, "strategy": strategy}
+    vectors = code_vectors(config.world, tokenizer) if config.looks else None
     for end, part in config.phases:
         samples = dynamics_samples(part, held_out, tokenizer)
-        stage = dynamics_stage(part, codes, mesh=mesh, strategy=strategy, samples=samples)
+        stage = dynamics_stage(part, codes, vectors=vectors, samples=samples, **how)
         parts.append(dataclasses.replace(stage, until=end))
     stands = _stands_at(workdir, "dynamics")
     return [part for part in parts if part.end > stands] or parts[-1:]
@@ -191,6 +193,8 @@ def load_stage(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]
             f"The {name} in {workdir} stands at step {step} of {getattr(config, name).steps}; finish it with "
             f"--stage {name}, or accept it as it is with --{name}.steps {step}."
         )
+    if name == "dynamics":
+        return step, fold_looks(state["ema"], config.world)
     return step, fill_params(name, config.world, state["ema"])
 
 

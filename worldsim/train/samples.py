@@ -18,6 +18,7 @@ from worldsim.data.source import Source
 from worldsim.data.video import write_video
 from worldsim.models.tokenizer import to_float, to_uint8
 from worldsim.models.world import split_module
+from worldsim.train.looks import fold_looks
 
 Writer = Callable[[Any, Any, int, Path], None]
 _ROWS, _FRAMES = 4, 12
@@ -103,7 +104,8 @@ def dynamics_samples(config: TrainConfig, source: Source, tokenizer: Any) -> Wri
         frames = _length(source, known + _FRAMES * f, f)
         if frames <= known:
             return
-        world = World.make(config.world, {"tokenizer": tokenizer, "dynamics": params})
+        parts = {"tokenizer": tokenizer, "dynamics": fold_looks(params, config.world)}
+        world = World.make(config.world, parts)
         for clip in _clips(source, _ROWS, frames):
             actions = clip.get("actions")
             given = Clip(clip["frames"][:known], None if actions is None else actions[:known])

@@ -23,6 +23,7 @@ from worldsim.parallel.mesh import compute_dtype
 from worldsim.parallel.placement import Share, share, stripes
 from worldsim.train.codebook import first_codebook, follow_codebook
 from worldsim.train.crops import crop_batch, crop_median, rarity_map, spaced_frames
+from worldsim.train.looks import fold_looks, with_looks
 from worldsim.train.losses import dynamics_loss, refine_loss, tokenizer_loss
 from worldsim.train.plans import sample_plan
 from worldsim.train.state import Batch, Params, Stage
@@ -108,6 +109,7 @@ def dynamics_stage(
     *,
     mesh: Mesh | None = None,
     strategy: str = "ring",
+    vectors: np.ndarray | None = None,
     samples: Any = None,
 ) -> Stage:
     """The next chunk from all that came before it, in every order.
@@ -118,7 +120,11 @@ def dynamics_stage(
         :func:`worldsim.train.codes.encode_source`).
       mesh: that it will train on; None is one device.
       strategy: of :func:`worldsim.ops.attention.attend`, where the mesh spreads chunks over ``context``.
+      vectors: of the codes (:func:`worldsim.train.looks.code_vectors`), where ``config.looks`` asks for them.
       samples: writes rollouts to look at, or None.
+
+    Raises:
+      ValueError: ``config.looks`` without vectors.
     """
     graph, _ = split_module("dynamics", config.world, dtype=compute_dtype())
     f = config.world.tokenizer.frames_per_chunk
@@ -138,12 +144,23 @@ def dynamics_stage(
         how: dict[str, Any] = {"strategy": strategy, "remat": config.dynamics.remat}
         how["late"] = step >= config.mix.resampled_from * config.dynamics.steps
         digits = config.world.tokenizer.digits
-        return dynamics_loss(nnx.merge(graph, params), batch, key, digits=digits, mix=config.mix, **how)
+        model = nnx.merge(graph, fold_looks(params, config.world))
+        return dynamics_loss(model, batch, key, digits=digits, mix=config.mix, **how)
+
+    if config.looks and vectors is None:
+        raise ValueError("TrainConfig.looks needs the vectors of the codes; give them, or set looks to 0.")
+    vectors = from_lead(vectors) if config.looks else None
+
+    def init(key: jax.Array) -> Params:
+        params = init_params("dynamics", config.world, key)
+        if vectors is None:
+            return params
+        return with_looks(params, config.world, config.looks, vectors, jax.random.fold_in(key, 1))
 
     return Stage(
         name="dynamics",
         config=config.dynamics,
-        init=lambda key: init_params("dynamics", config.world, key),
+        init=init,
         loss=loss,
         batches=batches,
         frozen=_fingerprint(source),
