@@ -14,6 +14,7 @@ from worldsim.config import (
     DynamicsConfig,
     MixConfig,
     OptimConfig,
+    PhaseConfig,
     StageConfig,
     TokenizerConfig,
     TokenizerLossConfig,
@@ -33,7 +34,14 @@ def get_config() -> TrainConfig:
                 height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2, quantizer="vq"
             ),
             dynamics=DynamicsConfig(
-                width=192, layers=4, heads=6, mlp=768, patch=2, action=ActionConfig("discrete", 6, ACTIONS)
+                width=192,
+                layers=4,
+                heads=6,
+                mlp=768,
+                patch=2,
+                around=True,
+                action=ActionConfig("discrete", 6, ACTIONS),
+                outcomes=("rewards", "ends"),
             ),
             fps=15.0,
         ),
@@ -48,7 +56,7 @@ def get_config() -> TrainConfig:
             sample_every=1000,
         ),
         dynamics=StageConfig(
-            steps=4400,
+            steps=9000,
             batch=8,
             frames=40,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
@@ -65,4 +73,6 @@ def get_config() -> TrainConfig:
         ),
         tokenizer_loss=TokenizerLossConfig(crop=32, commitment=0.1),
         mix=MixConfig(chunks=16, queries=11, forward=0.45, backward=0.20),
+        looks=96,
+        curriculum=(PhaseConfig(share=0.75, chunks=6, queries=4, frames=14, batch=8, rope_base=1000.0),),
     )

@@ -25,6 +25,9 @@ FRAMES, SAMPLE = 20_000, 2048
 TRUTH = ("ram", "state")
 """What datasets may say of the true state of each frame."""
 
+OUTCOMES = ("rewards", "ends")
+"""What they may say of an episode beside its pictures."""
+
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
@@ -41,6 +44,7 @@ class HeldOut:
       known, horizon: frames of a window.
       info: of the dataset, or None where nobody wrote one.
       notes: what was cut or left out, in words.
+      outcomes: per name of ``OUTCOMES`` that the data has ``[n t]``.
     """
 
     frames: UInt8[np.ndarray, "n t H W c"]
@@ -54,6 +58,7 @@ class HeldOut:
     horizon: int
     info: DataInfo | None
     notes: tuple[str, ...] = ()
+    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def clip(self, index: int) -> Clip:
         """One window with its actions."""
@@ -118,6 +123,7 @@ def load_held_out(
         horizon=reach,
         info=info,
         notes=tuple(notes),
+        outcomes={name: cut(name, mine) for name in OUTCOMES if name in episodes[0]},
     )
 
 
@@ -169,7 +175,7 @@ def _info(data: str | Path) -> DataInfo | None:
 
 def _episodes(data: str | Path, split: str, info: DataInfo | None) -> list[dict[str, np.ndarray]]:
     """Whole episodes until ``FRAMES`` frames are read."""
-    wanted = ("frames", "actions", *TRUTH)
+    wanted = ("frames", "actions", *TRUTH, *OUTCOMES)
     held = wanted if info is None else info.keys
     keys = tuple(name for name in wanted if name in held)
     if info is None:

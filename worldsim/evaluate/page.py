@@ -28,6 +28,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
         "".join(f'<p class="dim">Note: {escape(note)}.</p>' for note in report["notes"]),
         *_curves(report, folder),
         *_surprise(report),
+        *_outcomes(report),
         *_pictures(report),
         *_loops(report),
         *_distances(report),
@@ -94,6 +95,23 @@ def _surprise(report: dict[str, Any]) -> list[str]:
         ]
         parts.append(table(["frames", "ΔPSNR up to, dB", "band", "at, dB"], rows))
     return parts
+
+
+def _outcomes(report: dict[str, Any]) -> list[str]:
+    """Rewards and ends."""
+    if not report["outcomes"]:
+        return []
+    share = lambda x: "" if x is None else f"{100 * x:.1f} %"
+    rows = [
+        [name, f"{one['there']} of {one['chunks']}", share(one["found"]), share(one["false"]),
+         number(one["nats"], 4), number(one["base"], 4)]
+        for name, one in report["outcomes"].items()
+    ]  # fmt: skip
+    return [
+        "<h2>Rewards and ends</h2><p>What the world tells of true chunks, each given the true ones before "
+        "it. The base knows how often which value comes, and nothing of the frames.</p>",
+        table(["", "chunks that have one", "found", "told of others", "nats a chunk", "base"], rows),
+    ]
 
 
 def _pictures(report: dict[str, Any]) -> list[str]:

@@ -100,7 +100,8 @@ def png(panels: Sequence[Panel], *, width: float = 4.6, height: float = 3.3, dpi
         if panel.floor:
             axes.set_ylim(bottom=0)
         if any(line.label for line in panel.lines):
-            axes.legend(fontsize=8, frameon=False, labelcolor=_TEXT).set_zorder(5)
+            under = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
+            axes.legend(fontsize=8, frameon=False, labelcolor=_TEXT, columnspacing=1.2, **under)
     out = io.BytesIO()
     figure.savefig(out, format="png", transparent=True)
     return out.getvalue()

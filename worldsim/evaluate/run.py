@@ -24,6 +24,7 @@ from worldsim.evaluate.features import LABEL, bucketed
 from worldsim.evaluate.held_out import HeldOut, load_held_out, provenance_notes
 from worldsim.evaluate.nats import nats
 from worldsim.evaluate.neighbours import neighbour_table
+from worldsim.evaluate.outcomes import outcomes
 from worldsim.evaluate.page import page
 from worldsim.evaluate.pictures import picture_table, renderers, shares_closed
 from worldsim.evaluate.play import Played, play
@@ -139,6 +140,7 @@ def evaluate(
         clock.done("far")
     surprise = {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")}
     clock.done("nats")
+    told = outcomes(world, held)
     if not is_lead():
         return json.loads(text_from_lead(None))
     same, known = provenance_notes(world.provenance, held.info, settings.split)
@@ -148,6 +150,7 @@ def evaluate(
         "known": held.known, "horizon": held.horizon, "actions_given": held.actions is not None,
         "notes": [*held.notes, *known], "trained_on_this": same,
         "pictures": table, "closed": shares_closed(table), "nats": surprise,
+        "outcomes": told,
     }  # fmt: skip
     if held.game == "sprites" and held.info and "next_entropy" in held.info.source:
         report["nats"]["entropy"] = held.info.source["next_entropy"]
@@ -307,6 +310,12 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(
             f"{name}: {one['mean']:.2f} nats a frame ({one['low']:.2f} to {one['high']:.2f}, "
             f"{one['frames']} frames)"
+        )
+    for name, one in (report["outcomes"] or {}).items():
+        found = "none there" if one["found"] is None else f"{100 * one['found']:.0f} % of {one['there']} told"
+        lines.append(
+            f"{name}: {found}, {100 * (one['false'] or 0):.1f} % of the other chunks falsely; "
+            f"{one['nats']:.4f} nats a chunk ({one['base']:.4f} without looking)"
         )
     if report["actions"]:
         gains = ", ".join(f"{h} frames {one['mean']:+.2f} dB" for h, one in report["actions"].items())
