@@ -18,6 +18,7 @@ import numpy as np
 
 import worldsim
 from worldsim.checkpoint import load_world, save_world
+from worldsim.config import WorldConfig
 from worldsim.data.episode import Episode
 from worldsim.data.source import open_source
 from worldsim.data.sprites import SpriteConfig
@@ -36,9 +37,11 @@ HORIZONS = (4, 8, 16, 32)
 RATIOS = ("seam_ratio", "jerk_ratio", "motion_ratio", "peak_ratio", "peak_ratio_real")
 
 
-def held_out(data: str, *, fps: float) -> dict[str, np.ndarray]:
-    """What ``clips.npz`` holds: ``frames [n t h w c]``, ``actions [n t]``, ``fps`` and ``records [n]``."""
-    source, length = open_source(data, "test", keys=("frames", "actions")), KNOWN + NEW
+def held_out(data: str, config: WorldConfig) -> dict[str, np.ndarray]:
+    """What ``clips.npz`` holds: ``frames [n t h w c]``, ``actions [n t]``, the world's outcomes ``[n t]``,
+    ``fps`` and ``records [n]``."""
+    keys = ("frames", "actions", *config.dynamics.outcomes)
+    source, length = open_source(data, "test", keys=keys), KNOWN + NEW
     long = np.flatnonzero(np.asarray(source.lengths) >= length)
     if len(long) < CLIPS:
         raise SystemExit(f"{data}: {len(long)} held-out records of {length} frames; {CLIPS} are needed.")
@@ -47,8 +50,8 @@ def held_out(data: str, *, fps: float) -> dict[str, np.ndarray]:
     for i in records:
         start = (int(source.lengths[i]) - length) // 2
         parts.append({name: array[start : start + length] for name, array in source[int(i)].items()})
-    arrays = {name: np.stack([part[name] for part in parts]) for name in ("frames", "actions")}
-    return arrays | {"fps": np.float32(fps), "records": records}
+    arrays = {name: np.stack([part[name] for part in parts]) for name in keys}
+    return arrays | {"fps": np.float32(config.fps), "records": records}
 
 
 def tokenizer_psnr(world: World, held: Sequence[Clip]) -> float:
@@ -168,7 +171,7 @@ def main() -> None:
     folder = ROOT / "worldsim" / "worlds" / args.name
     store = {"config": config, "params": params, "statistics": statistics, "dtype": "bfloat16"}
     save_world(folder, provenance=provenance, **store)
-    arrays = held_out(args.data, fps=config.fps)
+    arrays = held_out(args.data, config)
     np.savez_compressed(folder / "clips.npz", **arrays)
     for stage in provenance["steps"]:
         shutil.copy(args.workdir / stage / "metrics.jsonl", folder / f"{stage}.jsonl")

@@ -177,14 +177,14 @@ def gradients(folder: Path, *names: str) -> None:
 def train(folder: Path, name: str, *stops: str) -> None:
     """Twenty steps, or until SIGTERM comes: ``0:5`` sends it to process 0 at the batch of step 6."""
     import jax
-    from test_law_mesh import some_codes, some_config
+    from test_law_mesh import VECTORS, some_codes, some_config
 
     from worldsim.parallel.mesh import make_mesh
     from worldsim.train.loop import train_stage
     from worldsim.train.stages import dynamics_stage
 
     mesh, config = make_mesh(MESHES[name][0]), some_config()
-    stage = dynamics_stage(config, some_codes(), mesh=mesh)
+    stage = dynamics_stage(config, some_codes(), vectors=VECTORS, mesh=mesh)
     at = {int(stop.split(":")[1]) for stop in stops if int(stop.split(":")[0]) == jax.process_index()}
     train_stage(signalled(stage, at), folder, seed=3, config=config, mesh=mesh)
 

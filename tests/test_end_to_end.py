@@ -44,6 +44,7 @@ def get_config():
         refine=StageConfig(frames=2, sample_every={samples}, **stage),
         dynamics=StageConfig(frames=8, sample_every={samples}, **stage),
         mix=MixConfig(chunks=6, queries=2),
+        looks=8,
     )
 '''
 

@@ -16,11 +16,13 @@ from worldsim.data.arrays import ArraySource
 from worldsim.models.dynamics import Chunks
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.sharding import by_path
-from worldsim.train.checkpoints import load_checkpoint
+from worldsim.train.checkpoints import check_record, load_checkpoint, make_record
 from worldsim.train.looks import SCALE, TOLD, code_vectors, fold_looks, with_looks
 from worldsim.train.loop import train_stage
 from worldsim.train.run import load_stage
 from worldsim.train.stages import dynamics_stage
+
+pytestmark = pytest.mark.law
 
 WORLD = tiny.config(patch=2)
 CODES = WORLD.tokenizer.codebook
@@ -31,7 +33,7 @@ def vectors(count=CODES, *, seed=0):
 
 
 def some_params(*, size=12):
-    """Trained-looking parameters of the dynamics, of looks, and of both together."""
+    """Trained-looking parameters of the dynamics beside fresh ones of looks."""
     params = with_looks(tiny.params("dynamics", WORLD), WORLD, size, vectors(), jax.random.key(1))
     told = params["looks"]["told"]["bias"]
     told[...] = jax.random.normal(jax.random.key(2), told[...].shape)
@@ -91,7 +93,7 @@ def test_parameters_without_looks_stay_as_they_are():
         np.testing.assert_array_equal(folded[path], leaf, err_msg=path)
 
 
-def test_a_code_never_seen_is_told_where_one_of_its_look_belongs():
+def test_a_code_never_seen_is_told_where_one_of_its_look_belongs(tmp_path):
     """Trained on codes 0 to 3; code 4 looks as code 1 does, and no other unseen code is told as often."""
     seen = vectors()
     seen[4] = seen[1]
@@ -112,11 +114,8 @@ def test_a_code_never_seen_is_told_where_one_of_its_look_belongs():
         known = dataclasses.replace(known, codes=known.codes.at[:, -1].set(0))  # what follows 0 is 1
         return np.asarray(model.two_stream(known, after))[0, 0].reshape(4, CODES).mean(0)
 
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        told = odds(f"{folder}/looks", made)
-        blind = odds(f"{folder}/blind", dataclasses.replace(made, looks=0))
+    told = odds(tmp_path / "looks", made)
+    blind = odds(tmp_path / "blind", dataclasses.replace(made, looks=0))
     assert told[:4].argmax() == 1
     assert told[4:].argmax() == 0
     assert told[4] - told[5:].max() > 2.0
@@ -163,6 +162,24 @@ def test_going_on_with_other_looks_is_refused(trained):
     with pytest.raises(ValueError, match="config.looks: 12 in the checkpoint, 0 now"):
         train_stage(dynamics_stage(other, some_codes()), folder, seed=0, config=other)
     assert "looks" in load_checkpoint(folder / "dynamics" / "checkpoints")[1]["params"]
+
+
+def test_going_on_with_other_vectors_is_refused(trained):
+    stage = dynamics_stage(config(), some_codes(), vectors=vectors(seed=1))
+    with pytest.raises(ValueError, match="frozen"):
+        train_stage(stage, trained[0], seed=0, config=config())
+
+
+def test_runs_from_before_there_were_looks_go_on_without(tmp_path):
+    """And the other stages do not care."""
+    record = lambda stage, looks: make_record(stage, seed=0, frozen=None, config=config(looks=looks))
+    older = record("dynamics", 0)
+    del older["config"]["looks"]
+    check_record(older, record("dynamics", 0), folder=tmp_path)
+    with pytest.raises(ValueError, match="config.looks"):
+        check_record(older, record("dynamics", 12), folder=tmp_path)
+    for stage in ("tokenizer", "refine"):
+        check_record(record(stage, 0), record(stage, 12), folder=tmp_path)
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])

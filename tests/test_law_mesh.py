@@ -33,6 +33,7 @@ MESHES = {
     "fsdp 2 context 2 tensor 2": {"fsdp": 2, "context": 2, "tensor": 2},
 }
 OPTIM = OptimConfig(learning_rate=1e-2, warmup=2)
+VECTORS = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
 
 
 def some_config(steps=20):
@@ -42,6 +43,7 @@ def some_config(steps=20):
             steps=steps, batch=8, frames=20, optim=OPTIM, log_every=1, save_every=0, sample_every=0
         ),
         mix=MixConfig(chunks=16, queries=8, resampled=0.5, resampled_from=0.0),
+        looks=8,
     )
 
 
@@ -61,7 +63,7 @@ def first_step(sizes=(), strategy="ring", *, order=None):
     The devices are taken in their order or in another one; several processes do this together.
     """
     mesh = make_mesh(dict(sizes), devices=[jax.devices()[i] for i in order] if order else None)
-    stage = dynamics_stage(some_config(), some_codes(), mesh=mesh, strategy=strategy)
+    stage = dynamics_stage(some_config(), some_codes(), vectors=VECTORS, mesh=mesh, strategy=strategy)
     batch, rows = next(stage.batches(0)), stage.config.batch
     params = stage.init(jax.random.key(1))
     where = param_shardings(mesh, jax.eval_shape(stage.init, jax.random.key(1)))
@@ -120,7 +122,7 @@ def test_twenty_steps_end_at_the_same_loss(tmp_path, name):
     losses = {}
     for title, sizes in (("one", {}), ("many", MESHES[name])):
         mesh, config = make_mesh(sizes), some_config()
-        stage = dynamics_stage(config, some_codes(), mesh=mesh)
+        stage = dynamics_stage(config, some_codes(), vectors=VECTORS, mesh=mesh)
         train_stage(stage, tmp_path / title, seed=3, config=config, mesh=mesh)
         lines = read_lines(tmp_path / title / "dynamics" / "metrics.jsonl")
         losses[title] = [line["loss"] for line in lines]
@@ -136,7 +138,7 @@ def test_a_checkpoint_goes_on_with_fewer_devices(tmp_path):
     for title, ways in (("moved", ((8, 4), (4, 8), (1, 12))), ("one", ((1, 12),))):
         for devices, steps in ways:
             mesh, config = make_mesh({"context": devices}), some_config(steps)
-            stage = dynamics_stage(config, some_codes(), mesh=mesh)
+            stage = dynamics_stage(config, some_codes(), vectors=VECTORS, mesh=mesh)
             train_stage(stage, tmp_path / title, seed=3, config=config, mesh=mesh)
         lines = read_lines(tmp_path / title / "dynamics" / "metrics.jsonl")
         seen[title] = {line["step"]: line["loss"] for line in lines}
@@ -149,9 +151,9 @@ def test_what_does_not_divide_is_named():
     mesh = make_mesh({"context": 8})
     config = some_config()
     odd = dataclasses.replace(config, mix=MixConfig(chunks=15, queries=8))
-    stage = dynamics_stage(odd, some_codes(), mesh=mesh)
+    stage = dynamics_stage(odd, some_codes(), vectors=VECTORS, mesh=mesh)
     with pytest.raises(ValueError, match="15 chunks .* 8 devices .* 8 or 16 do"):
         next(stage.batches(0))
     odd = dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, batch=6))
     with pytest.raises(ValueError, match="6 rows .* 4 devices .* 4 or 8 do"):
-        dynamics_stage(odd, some_codes(), mesh=make_mesh({"data": 4}))
+        dynamics_stage(odd, some_codes(), vectors=VECTORS, mesh=make_mesh({"data": 4}))

@@ -32,12 +32,13 @@ from worldsim.models.world import MAKERS, init_params, split_module
 from worldsim.parallel.mesh import make_mesh
 from worldsim.parallel.sharding import PARAM_RULES, by_path, logical_axes, param_shardings
 from worldsim.plain import from_dict, to_dict
+from worldsim.train.looks import with_looks
 from worldsim.train.losses import dynamics_loss, tokenizer_loss
 from worldsim.train.optim import make_optimizer
 from worldsim.train.plans import sample_plan
 from worldsim.train.stages import plan_batch
 from worldsim.train.state import Stage
-from worldsim.train.step import init_state
+from worldsim.train.step import init_state, state_shardings
 
 pytestmark = pytest.mark.law
 
@@ -204,6 +205,13 @@ def test_batches_carry_each_chunk_with_its_own_time_and_actions(f):
 CONFIGS = sorted(Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
 
 
+def looking(config, key):
+    """Parameters of a dynamics stage with looks."""
+    tokenizer, params = config.world.tokenizer, init_params("dynamics", config.world, key)
+    vectors = np.zeros((tokenizer.codebook, tokenizer.latent), np.float32)
+    return with_looks(params, config.world, config.looks, vectors, key)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_under_eval_shape(path):
     """Its models, its optimizer and both losses, without an array; and it survives being stored."""
@@ -211,9 +219,9 @@ def test_every_config_builds_under_eval_shape(path):
     assert config.name == path.stem
     assert from_dict(TrainConfig, to_dict(config)) == config
     older = to_dict(config)
-    del older["world"]["dynamics"]["around"]
+    del older["world"]["dynamics"]["around"], older["looks"]
     plain = dataclasses.replace(config.world.dynamics, around=False)
-    before = dataclasses.replace(config, world=dataclasses.replace(config.world, dynamics=plain))
+    before = dataclasses.replace(config, world=dataclasses.replace(config.world, dynamics=plain), looks=0)
     assert from_dict(TrainConfig, older) == before, "what was added since means what it was before"
     world, f = config.world, config.world.tokenizer.frames_per_chunk
     size = (world.tokenizer.height, world.tokenizer.width, world.tokenizer.channels)
@@ -221,10 +229,16 @@ def test_every_config_builds_under_eval_shape(path):
     for name in MAKERS:
         graphs[name], shapes[name] = split_module(name, world)
         init = partial(init_params, name, world)
+        if name == "dynamics" and config.looks:
+            init = partial(looking, config)
         stage = Stage(name, getattr(config, name), init, loss=lambda *_: None, batches=lambda _: iter(()))
         optimizer = make_optimizer(stage.config.optim, stage.config.steps)
         state = jax.eval_shape(partial(init_state, stage, optimizer), jax.random.key(0))
-        assert by_path(state.params).keys() == by_path(shapes[name]).keys()
+        own = {path for path in by_path(state.params) if not path.startswith("looks/")}
+        assert own == set(by_path(shapes[name]))
+        assert len(own) < len(by_path(state.params)) or name != "dynamics" or not config.looks
+        for leaf in by_path(state_shardings(make_mesh({}), state)).values():
+            assert isinstance(leaf, jax.sharding.Sharding)
     floats = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     frames = floats(config.tokenizer.batch, config.tokenizer.frames, *size)
     key, model = jax.random.key(0), lambda name, params: nnx.merge(graphs[name], params)
@@ -236,6 +250,8 @@ def test_every_config_builds_under_eval_shape(path):
     clip = {"codes": np.zeros((2, config.dynamics.frames // f, *world.tokenizer.grid), np.uint16)}
     if world.dynamics.action.kind == "discrete":
         clip["actions"] = np.zeros((2, config.dynamics.frames // f, f), np.int32)
+    for name in world.dynamics.outcomes:
+        clip[name] = np.zeros((2, config.dynamics.frames // f), np.float32 if name == "rewards" else bool)
     loss, metrics = jax.eval_shape(
         lambda p, batch: dynamics_loss(
             model("dynamics", p), batch, key, digits=world.tokenizer.digits, mix=config.mix

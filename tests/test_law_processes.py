@@ -14,7 +14,7 @@ import numpy as np
 import processes
 import pytest
 from test_end_to_end import write_config
-from test_law_mesh import first_step, some_codes, some_config
+from test_law_mesh import VECTORS, first_step, some_codes, some_config
 
 import worldsim
 from worldsim.checkpoint import load_world
@@ -180,7 +180,7 @@ def one(tmp_path_factory):
 def train_alone(folder, sizes, *stops):
     """The same in this process, where SIGTERM may come too."""
     mesh, config = make_mesh(sizes), some_config()
-    stage = processes.signalled(dynamics_stage(config, some_codes(), mesh=mesh), set(stops))
+    stage = processes.signalled(dynamics_stage(config, some_codes(), vectors=VECTORS, mesh=mesh), set(stops))
     return train_stage(stage, folder, seed=3, config=config, mesh=mesh)
 
 

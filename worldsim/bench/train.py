@@ -24,7 +24,7 @@ from worldsim.parallel.mesh import make_mesh
 from worldsim.parallel.placement import place_batch
 from worldsim.plain import from_dict, to_dict
 from worldsim.progress import Counter
-from worldsim.train.codes import make_encoder
+from worldsim.train.codes import chunk_rows, make_encoder
 from worldsim.train.looks import code_vectors
 from worldsim.train.optim import make_optimizer
 from worldsim.train.stages import STAGES, dynamics_stage, refine_stage, tokenizer_stage
@@ -61,6 +61,7 @@ def workload(batch: int | None = None) -> list[Stage]:
         config = dataclasses.replace(config, **{name: short(getattr(config, name)) for name in STAGES})
     with np.load(bundled_worlds()[WORLD] / "clips.npz", allow_pickle=False) as held:
         frames, actions = held["frames"], held["actions"]
+        outcomes = {name: held[name] for name in world.dynamics.outcomes}
     encode = make_encoder(world, params["tokenizer"])
     shown = ArraySource({"frames": frames}, keys=("frames",))
     scale = world.tokenizer.frames_per_chunk
@@ -68,6 +69,8 @@ def workload(batch: int | None = None) -> list[Stage]:
         "codes": np.stack([encode(rows) for rows in frames]),
         "actions": actions.reshape(len(actions), -1, scale, *actions.shape[2:]),
     }
+    for name, rows in outcomes.items():
+        coded[name] = np.stack([chunk_rows(name, one.reshape(-1, scale)) for one in rows])
     vectors = code_vectors(world, params["tokenizer"])
     return [
         tokenizer_stage(config, shown, statistics["median"]),

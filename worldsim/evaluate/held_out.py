@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
 from worldsim.config import WorldConfig
+from worldsim.config.world import Outcome
 from worldsim.data.info import DataInfo
 from worldsim.data.source import open_source, read_episodes, read_info
 from worldsim.generate.check import action_problems, check_clip
@@ -25,7 +26,7 @@ FRAMES, SAMPLE = 20_000, 2048
 TRUTH = ("ram", "state")
 """What datasets may say of the true state of each frame."""
 
-OUTCOMES = ("rewards", "ends")
+OUTCOMES = get_args(Outcome)
 """What they may say of an episode beside its pictures."""
 
 
@@ -44,7 +45,8 @@ class HeldOut:
       known, horizon: frames of a window.
       info: of the dataset, or None where nobody wrote one.
       notes: what was cut or left out, in words.
-      outcomes: per name of ``OUTCOMES`` that the data has ``[n t]``.
+      pieces: what outcomes are told of: ``frames [k s H W c]`` of ``context + 1`` chunks or fewer, with
+        ``actions`` and each of ``OUTCOMES [k s]`` that the data has; empty where it has none.
     """
 
     frames: UInt8[np.ndarray, "n t H W c"]
@@ -58,7 +60,7 @@ class HeldOut:
     horizon: int
     info: DataInfo | None
     notes: tuple[str, ...] = ()
-    outcomes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    pieces: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def clip(self, index: int) -> Clip:
         """One window with its actions."""
@@ -123,7 +125,7 @@ def load_held_out(
         horizon=reach,
         info=info,
         notes=tuple(notes),
-        outcomes={name: cut(name, mine) for name in OUTCOMES if name in episodes[0]},
+        pieces=_pieces(episodes, config, clips=clips, longest=known + reach),
     )
 
 
@@ -241,6 +243,31 @@ def _places(lengths: list[int], size: int) -> list[tuple[int, int]]:
         first = (length - count * size) // 2
         out += [(episode, first + i * size) for i in range(count)]
     return out
+
+
+def _pieces(
+    episodes: list[dict[str, np.ndarray]], config: WorldConfig, *, clips: int, longest: int
+) -> dict[str, np.ndarray]:
+    """The last piece of evenly spaced episodes, since only there they end, and evenly spaced others.
+
+    Episodes are cut into pieces from their end. There are as many last ones as ``clips``, and four times as
+    many others, or as there are.
+    """
+    names = [name for name in OUTCOMES if name in episodes[0] and name in config.dynamics.outcomes]
+    f = config.tokenizer.frames_per_chunk
+    size = min((config.dynamics.context + 1) * f, longest // f * f)
+    long = [episode for episode in episodes if len(episode["frames"]) >= size]
+    if not names or size < 2 * f:
+        return {}
+
+    def take(places: list, most: int) -> list:
+        return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, most).round().astype(int))]
+
+    last = take([(e, len(e["frames"]) - size) for e in long], clips)
+    rest = [(e, at) for e in long for at in range(len(e["frames"]) - 2 * size, -1, -size)]
+    chosen = last + (take(rest, 4 * clips) if rest else [])
+    names = ["frames", *(["actions"] if "actions" in episodes[0] else []), *names]
+    return {name: np.stack([e[name][at : at + size] for e, at in chosen]) for name in names}
 
 
 def _train_sample(data: str | Path, notes: list[str]) -> np.ndarray | None:

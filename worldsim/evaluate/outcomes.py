@@ -11,16 +11,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from worldsim.evaluate.held_out import HeldOut
 from worldsim.generate import requests
 from worldsim.generate.extend import World
 from worldsim.generate.render import tokenize
 from worldsim.models.dynamics import Chunks
 from worldsim.ops import twohot
 from worldsim.parallel.shares import in_shares
-
-SURE = 0.5
-"""Chance of an end from which one is told, and how near a told reward is that counts as right."""
+from worldsim.train.codes import chunk_rows
 
 
 @partial(jax.jit, static_argnames=("graph", "frames"))
@@ -41,51 +38,49 @@ def _told(
     return model.enter_and_tell(known, None)[1]
 
 
-def outcomes(world: World, held: HeldOut) -> dict[str, Any] | None:
-    """How well rewards and ends are told from true frames.
+def outcomes(world: World, pieces: dict[str, np.ndarray]) -> dict[str, Any] | None:
+    """How well rewards and ends are told from true frames, each chunk given those before it in its piece.
 
-    Windows are cut into pieces of as many chunks as the context holds; each chunk is given those before it in
-    its piece, and the first of each is not judged. The windows are spread over all processes.
+    The first chunk of each piece is not judged. The pieces are spread over all processes.
+
+    Args:
+      world: that tells.
+      pieces: of :class:`worldsim.evaluate.held_out.HeldOut`.
 
     Returns:
       Per outcome of the world that the data has: ``nats`` a chunk; ``base``, the nats of one who knows only
       how often which value comes; ``there``, chunks that have a reward or an end, and ``chunks`` of all;
-      ``found``, the share of those there that are told (a reward to within ``SURE``, an end with more chance
-      than it), and ``false``, the share of the others that something is told of. None where there is nothing
-      to tell.
+      ``found``, the share of those there that are told, and ``false``, the share of the others that something
+      is told of (None of none). A reward is told where the number that is expected is off by less than half
+      of it, and falsely from half of the smallest there is; an end with more than an even chance. None where
+      there is nothing to tell.
     """
     config, f = world.config, world.config.tokenizer.frames_per_chunk
-    names = [name for name in config.dynamics.outcomes if name in held.outcomes]
-    total = held.frames.shape[1] // f
-    size = min(config.dynamics.context, total)
-    if not names or size < 2:
+    names = [name for name in config.dynamics.outcomes if name in pieces]
+    if not names:
         return None
-    cut = lambda rows: rows[:, : total // size * size].reshape(-1, size, *rows.shape[2:])
+    count = pieces["frames"].shape[1] // f
 
-    def work(windows: np.ndarray) -> dict[str, np.ndarray]:
-        codes = tokenize(*world.tokenizer, held.frames[windows, : total * f], frames_per_chunk=f)
-        clips = [held.clip(i)[: total * f] for i in windows.tolist()]
-        rows = [requests.by_chunk(clip.actions, total, config) for clip in clips]
-        actions = None if rows[0] is None else cut(np.stack(rows))  # type: ignore[arg-type]
+    def work(rows: np.ndarray) -> dict[str, np.ndarray]:
+        codes = tokenize(*world.tokenizer, pieces["frames"][rows], frames_per_chunk=f)
         told: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for i, piece in enumerate(cut(codes)):  # one at a time, since all pairs of a piece's tokens are held
-            here = None if actions is None else jnp.asarray(actions[i : i + 1])
-            found = _told(*world.dynamics, jnp.asarray(piece[None]), here, frames=f)
+        for row, piece in zip(
+            rows.tolist(), codes, strict=True
+        ):  # one by one: all its tokens' pairs are held
+            given = pieces["actions"][row] if "actions" in pieces else None
+            led = requests.by_chunk(given, count, config)
+            led = None if led is None else jnp.asarray(led[None])
+            found = _told(*world.dynamics, jnp.asarray(piece[None]), led, frames=f)
             for name in names:
                 told[name].append(np.asarray(found[name][0, 1:], np.float32))
-        return {name: np.stack(rows).reshape(len(windows), -1, *rows[0].shape) for name, rows in told.items()}
+        return {name: np.stack(rows) for name, rows in told.items()}
 
-    told = in_shares(len(held), work)
-    truth = {name: _by_chunk(name, held.outcomes[name][:, : total * f], f) for name in names}
-    judged = {name: cut(rows)[:, 1:].reshape(-1) for name, rows in truth.items()}
-    flat = {name: rows.reshape(-1, rows.shape[-1]) for name, rows in told.items()}
-    return {name: JUDGES[name](flat[name], judged[name]) for name in names}
-
-
-def _by_chunk(name: str, rows: np.ndarray, frames: int) -> np.ndarray:
-    """What frames ``[n t]`` say of their chunks, as training has it: rewards summed, ends anywhere."""
-    parts = rows.reshape(len(rows), -1, frames)
-    return np.asarray(parts.any(-1) if name == "ends" else parts.sum(-1, dtype=np.float32))
+    told = in_shares(len(pieces["frames"]), work)
+    out = {}
+    for name in names:
+        truth = [chunk_rows(name, rows.reshape(count, f))[1:] for rows in pieces[name]]
+        out[name] = JUDGES[name](told[name].reshape(-1, told[name].shape[-1]), np.concatenate(truth))
+    return out
 
 
 def judge_rewards(logits: Float[np.ndarray, "n v"], truth: Float[np.ndarray, "n"]) -> dict[str, Any]:
@@ -94,7 +89,9 @@ def judge_rewards(logits: Float[np.ndarray, "n v"], truth: Float[np.ndarray, "n"
     least = -(weights * np.log(np.maximum(weights, 1e-12))).sum(-1).mean()
     usual = np.log(np.maximum(weights.mean(0), 1e-12))
     told, there = np.asarray(twohot.mean(jnp.asarray(logits))), truth != 0
-    return _counted(np.abs(told - truth) < SURE, np.abs(told) >= SURE, there) | {
+    smallest = np.abs(truth[there]).min() if there.any() else 1.0
+    right = np.abs(told - truth) < 0.5 * np.abs(truth)
+    return _counted(right, np.abs(told) >= 0.5 * smallest, there) | {
         "nats": float(twohot.cross_entropy(jnp.asarray(logits), jnp.asarray(truth)).mean() - least),
         "base": float(-(weights * usual).sum(-1).mean() - least),
     }
@@ -103,7 +100,7 @@ def judge_rewards(logits: Float[np.ndarray, "n v"], truth: Float[np.ndarray, "n"
 def judge_ends(logits: Float[np.ndarray, "n 1"], truth: np.ndarray) -> dict[str, Any]:
     """Of chunks' ends; see :func:`outcomes`."""
     sign, share = np.where(truth, 1.0, -1.0), float(truth.mean())
-    told = 1 / (1 + np.exp(-logits[:, 0].astype(float))) > SURE
+    told = 1 / (1 + np.exp(-logits[:, 0].astype(float))) > 0.5
     bits = [p * np.log(p) for p in (share, 1 - share) if p > 0]
     return _counted(told, told, truth.astype(bool)) | {
         "nats": float(np.logaddexp(0, -sign * logits[:, 0]).mean()),

@@ -109,7 +109,9 @@ def _outcomes(report: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     return [
         "<h2>Rewards and ends</h2><p>What the world tells of true chunks, each given the true ones before "
-        "it. The base knows how often which value comes, and nothing of the frames.</p>",
+        "it, at the ends of episodes and at other places. A reward is found where the told one is off by "
+        "less than half of it, an end where it is likelier than not. The base knows how often which value "
+        "comes, and nothing of the frames.</p>",
         table(["", "chunks that have one", "found", "told of others", "nats a chunk", "base"], rows),
     ]
 

@@ -140,7 +140,8 @@ def evaluate(
         clock.done("far")
     surprise = {way: nats(world, held, way, seed=settings.seed) for way in ("forward", "backward")}
     clock.done("nats")
-    told = outcomes(world, held)
+    told = outcomes(world, held.pieces)
+    clock.done("outcomes")
     if not is_lead():
         return json.loads(text_from_lead(None))
     same, known = provenance_notes(world.provenance, held.info, settings.split)
@@ -194,7 +195,7 @@ def _check_alike(world: World, regression: World | None, held: HeldOut, settings
         "settings": dataclasses.asdict(settings),
         "configs": [to_dict(one.config) for one in worlds],
         "weights": [checksum(one.params) for one in worlds],
-        "windows": checksum([held.frames, held.actions]),
+        "windows": checksum([held.frames, held.actions, held.pieces]),
     }
     check_alike(parts, what="evaluate")
 
@@ -313,9 +314,9 @@ def summary(report: dict[str, Any]) -> str:
         )
     for name, one in (report["outcomes"] or {}).items():
         found = "none there" if one["found"] is None else f"{100 * one['found']:.0f} % of {one['there']} told"
+        false = "" if one["false"] is None else f", {100 * one['false']:.1f} % of the others falsely"
         lines.append(
-            f"{name}: {found}, {100 * (one['false'] or 0):.1f} % of the other chunks falsely; "
-            f"{one['nats']:.4f} nats a chunk ({one['base']:.4f} without looking)"
+            f"{name}: {found}{false}; {one['nats']:.4f} nats a chunk ({one['base']:.4f} without looking)"
         )
     if report["actions"]:
         gains = ", ".join(f"{h} frames {one['mean']:+.2f} dB" for h, one in report["actions"].items())

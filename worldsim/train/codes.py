@@ -129,7 +129,7 @@ def _encode(
         rows = {"codes": encode(record["frames"][part])}
         for name, array in record.items():
             if name in ("actions", "rewards", "ends") or name.startswith("condition_"):
-                rows[name] = _by_chunk(name, array[part].reshape(count, f, *array.shape[1:]))
+                rows[name] = chunk_rows(name, array[part].reshape(count, f, *array.shape[1:]))
         for name, array in rows.items():
             shape = (len(mine), int(lengths.max()), *array.shape[1:])
             columns.setdefault(name, np.zeros(shape, array.dtype))[row, :count] = array
@@ -138,7 +138,7 @@ def _encode(
     return columns
 
 
-def _by_chunk(name: str, frames: np.ndarray) -> Any:
+def chunk_rows(name: str, frames: np.ndarray) -> Any:
     """A row a chunk of what is known of its frames ``[p f ...]``."""
     match name:
         case "actions":

@@ -4,8 +4,8 @@ A code's number says nothing of its look, so a rare code, such as one where two 
 the few times that it is seen. Here a small network of the codes' vectors, which are close where codes look
 alike, adds to a code's embedding and, times what the head makes of a token, to its logit: what is learned of
 common codes serves rare ones. Both sums are linear in what the transformer takes and gives, so they are
-folded into the parameters that :class:`worldsim.models.dynamics.Dynamics` has; its step and a trained world
-are as without them.
+folded into the parameters that :class:`worldsim.models.dynamics.Dynamics` has, anew in every step of training
+and once for good in the world that comes of it, which is as one without looks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from worldsim.models.world import fill_params, split_module
 from worldsim.parallel.sharding import by_path
 
 TOLD = 32
-"""Features of a code that the head tells."""
+"""Features of a code that the head of a new run tells."""
 
 SCALE = 0.3
-"""Of what looks add to embeddings, at the start."""
+"""Of what looks add to embeddings, beside the network's own weights: part of what a checkpoint means."""
 
 
 class Looks(nnx.Module):
@@ -35,6 +35,7 @@ class Looks(nnx.Module):
 
     Attributes:
       vectors: ``[v z]``, what no gradient moves and no weight decays.
+      up, down: from a vector to what it adds to the code's embedding, and to the features that it answers to.
       told: from a token to the features of each of its codes.
     """
 
@@ -89,22 +90,25 @@ def fold_looks(params: Any, config: WorldConfig) -> Any:
 
     Returns:
       Parameters as the dynamics has them.
+
+    Raises:
+      ValueError: others than those.
     """
     found = {path: jnp.asarray(leaf) for path, leaf in by_path(params).items()}
     mine = {path: leaf for path, leaf in found.items() if not path.startswith("looks/")}
     if len(mine) < len(found):
-        embed, told = _features(found)
+        embed, told = _features(found, mine["codes"].shape[1])
         mine["codes"] = mine["codes"].at[:-1].add(SCALE * embed)
         for name, shape in (("kernel", "d"), ("bias", "")):
-            part = rearrange(found[f"looks/told/{name}"], f"{shape} (c n) -> {shape} c n", n=TOLD)
+            part = rearrange(found[f"looks/told/{name}"], f"{shape} (c n) -> {shape} c n", n=told.shape[1])
             add = einsum(part, told, f"{shape} c n, v n -> {shape} c v")
             mine[f"head/{name}"] += add.reshape(mine[f"head/{name}"].shape)
     return fill_params("dynamics", config, mine)
 
 
-def _features(found: dict[str, Array]) -> tuple[Float[Array, "v n"], Float[Array, "v t"]]:
-    """What codes add to embeddings, and what they answer to in the head."""
+def _features(found: dict[str, Array], width: int) -> tuple[Float[Array, "v n"], Float[Array, "v t"]]:
+    """What codes add to embeddings of this width, and what they answer to in the head."""
     vectors = jax.lax.stop_gradient(found["looks/vectors"])
     hidden = nnx.gelu(vectors @ found["looks/up/kernel"] + found["looks/up/bias"])
     out = hidden @ found["looks/down/kernel"] + found["looks/down/bias"]
-    return out[:, :-TOLD], out[:, -TOLD:]
+    return out[:, :width], out[:, width:]

@@ -18,7 +18,7 @@ from worldsim.config import TrainConfig
 from worldsim.data.info import DataInfo
 from worldsim.data.source import open_source, read_info
 from worldsim.models.world import fill_params
-from worldsim.parallel.agreement import meet
+from worldsim.parallel.agreement import check_alike, meet
 from worldsim.parallel.distributed import is_lead
 from worldsim.parallel.mesh import training_mesh
 from worldsim.plain import to_dict
@@ -88,6 +88,7 @@ def train(
       ValueError: data that doesn't fit the config.
     """
     workdir, mesh = Path(workdir), training_mesh(mesh)
+    check_alike({"config": to_dict(config), "stage": stage}, what="Training")
     info = read_info(config.data.path)
     check_data(config, info)
     _write_plan(config, workdir, stage)

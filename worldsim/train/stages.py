@@ -31,6 +31,9 @@ from worldsim.train.state import Batch, Params, Stage
 StageName = Literal["tokenizer", "dynamics", "refine"]
 STAGES: tuple[StageName, ...] = ("tokenizer", "dynamics", "refine")
 
+LOOKS = 0x4C6F6F6B
+"""Leads from the dynamics' key to that of its looks."""
+
 
 def tokenizer_stage(
     config: TrainConfig, source: Source, median: np.ndarray, *, mesh: Mesh | None = None, samples: Any = None
@@ -155,7 +158,7 @@ def dynamics_stage(
         params = init_params("dynamics", config.world, key)
         if vectors is None:
             return params
-        return with_looks(params, config.world, config.looks, vectors, jax.random.fold_in(key, 1))
+        return with_looks(params, config.world, config.looks, vectors, jax.random.fold_in(key, LOOKS))
 
     return Stage(
         name="dynamics",
@@ -163,7 +166,7 @@ def dynamics_stage(
         init=init,
         loss=loss,
         batches=batches,
-        frozen=_fingerprint(source),
+        frozen=_fingerprint(source, vectors),
         samples=samples,
         sequence=True,
     )
@@ -225,10 +228,12 @@ def refine_stage(
     )
 
 
-def _fingerprint(source: Source) -> np.ndarray:
-    """A digest of the first codes: a run that goes on with another tokenizer's codes is refused."""
-    codes = np.ascontiguousarray(source[0]["codes"], np.int32)
-    return np.frombuffer(hashlib.sha256(codes.tobytes()).digest(), np.uint32)
+def _fingerprint(source: Source, vectors: np.ndarray | None) -> np.ndarray:
+    """A digest of the first codes, and of their vectors where there are any: a run that goes on with those of
+    another tokenizer is refused."""
+    codes = np.ascontiguousarray(source[0]["codes"], np.int32).tobytes()
+    codes += b"" if vectors is None else np.ascontiguousarray(vectors, np.float32).tobytes()
+    return np.frombuffer(hashlib.sha256(codes).digest(), np.uint32)
 
 
 def plan_batch(
