@@ -30,7 +30,7 @@ def get_config() -> TrainConfig:
         name="sprites",
         world=WorldConfig(
             tokenizer=TokenizerConfig(
-                height=32, width=32, haar_levels=1, widths=(64,), quantizer="vq", codes=128
+                height=32, width=32, haar_levels=1, widths=(64,), quantizer="vq", codes=512
             ),
             dynamics=DynamicsConfig(
                 width=96,
