@@ -69,5 +69,5 @@ def get_config() -> TrainConfig:
         tokenizer_loss=TokenizerLossConfig(crop=16, commitment=0.1),
         mix=MixConfig(chunks=12, queries=6, forward=0.45, backward=0.2),
         looks=96,
-        curriculum=(PhaseConfig(share=0.81, chunks=6, queries=4, frames=12, batch=8, rope_base=1000.0),),
+        curriculum=(PhaseConfig(share=0.81, chunks=6, queries=4, frames=24, batch=8, rope_base=1000.0),),
     )

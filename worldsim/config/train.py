@@ -141,7 +141,8 @@ class MixConfig:
 
     Attributes:
       chunks: chunks per row of training, the known ones included; at most ``context + 1``.
-      queries: chunks of them that carry loss; in packed rows, as many as have something before them.
+      queries: chunks of them that carry loss; in packed rows and beside a long suffix, as many as there are
+        with something before them.
       segments: most clips that are packed into a row, each with a plan of its own. With 1, recordings that
         are shorter than a row are skipped; with more they are used, and what they leave of it is padding.
       forward, backward, infill, shuffled, keyframes: shares of the generation orders.
@@ -259,10 +260,10 @@ class TrainConfig:
     def during(self, phase: PhaseConfig, *, context: int | None = None) -> TrainConfig:
         """The config of a phase: of all steps, with its sequences; the context is theirs if none is given.
 
-        Short sequences know as much of a suffix as leaves room for their queries.
+        Short sequences know a suffix of half their chunks at most.
         """
         context = phase.chunks - 1 if context is None else context
-        pinned = max(1, min(self.world.dynamics.pinned, phase.chunks - phase.queries - 1))
+        pinned = max(1, min(self.world.dynamics.pinned, phase.chunks // 2))
         dynamics = dataclasses.replace(
             self.world.dynamics, context=context, pinned=pinned, rope_base=phase.rope_base
         )
@@ -298,12 +299,6 @@ class TrainConfig:
             raise ValueError(
                 f"TrainConfig: mix.chunks {self.mix.chunks} needs dynamics.context >= {self.mix.chunks - 1}; "
                 f"it is {self.world.dynamics.context}."
-            )
-        room = self.mix.chunks - self.world.dynamics.pinned - 1
-        if self.mix.queries > room:
-            raise ValueError(
-                f"TrainConfig: mix.queries {self.mix.queries} don't fit beside {self.world.dynamics.pinned} "
-                f"pinned chunks in plans of {self.mix.chunks}; take at most {room}."
             )
         if self.mix.gaps and self.dynamics.frames <= self.mix.chunks * f:
             raise ValueError(
