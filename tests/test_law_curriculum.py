@@ -133,12 +133,12 @@ def test_another_curriculum_is_refused_when_going_on(tmp_path):
         train_stage(parts(other)[-1], tmp_path, seed=3, config=other)
 
 
-def test_short_sequences_know_as_much_of_a_suffix_as_leaves_room_for_their_queries():
+def test_short_sequences_know_a_suffix_of_half_their_chunks_at_most():
     whole = config(curriculum=(FIRST, dataclasses.replace(FIRST, share=0.2, chunks=6, queries=4)))
     whole = dataclasses.replace(
         whole, world=dataclasses.replace(whole.world, dynamics=tiny.config(context=7, pinned=3).dynamics)
     )
-    assert [part.world.dynamics.pinned for _, part in whole.phases] == [2, 1, 3]
+    assert [part.world.dynamics.pinned for _, part in whole.phases] == [2, 3, 3]
 
 
 def test_each_phase_turns_with_its_own_base(monkeypatch):

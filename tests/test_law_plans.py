@@ -149,6 +149,21 @@ def test_queries_come_after_what_every_sample_knows(drawn):
     assert {gap for _, gap in seen} == {0, 1, 2, 3, 4}  # at once, and beyond a gap of what is not shown
 
 
+def test_beside_a_long_suffix_are_fewer_chunks_to_ask_for():
+    """All that are left then carry loss, and the places that stay empty carry none."""
+    mix, left = dataclasses.replace(MIX, queries=6), set()
+    for i in range(1000):
+        plan = sample_plan(np.random.default_rng((5, i)), (12,), mix=mix, pinned=4)
+        asked = plan.queries[plan.queries >= 0]
+        assert plan.queries.tolist() == [*asked, *[-1] * (6 - len(asked))]
+        if kind_of(plan.positions) == "infill":
+            suffix = int(np.argmin(plan.positions))
+            left.add((suffix, len(asked)))
+        else:
+            assert len(asked) == 6
+    assert left == {(1, 6), (2, 5), (3, 4), (4, 3)}
+
+
 def small_config(frames_per_chunk=1):
     f = frames_per_chunk
     return TrainConfig(
@@ -324,10 +339,6 @@ REFUSALS = {
     "context": (
         lambda: TrainConfig(mix=MixConfig(chunks=20)),
         ["mix.chunks 20", "context >= 19", "it is 15"],
-    ),
-    "room": (
-        lambda: TrainConfig(mix=MixConfig(chunks=8, queries=4), dynamics=StageConfig(frames=8)),
-        ["mix.queries 4", "4 pinned", "plans of 8", "at most 3"],
     ),
     "short clips": (
         lambda: TrainConfig(dynamics=StageConfig(frames=12)),
