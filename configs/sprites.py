@@ -3,7 +3,7 @@
     worldsim data make sprites --out data/sprites
     worldsim train configs/sprites.py --workdir runs/sprites
 
-Cost on two CPU cores: 2 minutes for the tokenizer, 3 for the refinement and 66 for the dynamics. The bundled
+Cost on two CPU cores: 2 minutes for the tokenizer, 3 for the refinement and 69 for the dynamics. The bundled
 world ``sprites`` is this run.
 """
 
