@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,7 +15,7 @@ from worldsim.config import WorldConfig
 from worldsim.generate import requests, rollout
 from worldsim.generate.check import check_actions, chunk_count
 from worldsim.generate.options import DIALS
-from worldsim.generate.render import HALO, Renderer, render
+from worldsim.generate.render import HALO, Renderer, render, tokenize
 from worldsim.generate.requests import Generated, Request, null_actions
 from worldsim.generate.rollout import Dials, RolloutState
 from worldsim.plan import Plan, make_plan
@@ -28,6 +28,32 @@ if TYPE_CHECKING:
 def detail_keys(keys: jax.Array, dials: Dials) -> jax.Array:
     """The keys of the detail: the clips' own; at temperature 0 key 0, since nothing then depends on a key."""
     return jnp.where(dials.temperature > 0, keys, jax.random.key(0))
+
+
+def take_in(
+    world: World,
+    asked: Sequence[Request],
+    dials: Dials,
+    *,
+    keys: jax.Array,
+    conditions: Mapping[str, Any] | None = None,
+) -> tuple[Int[np.ndarray, "b p h w"], RolloutState]:
+    """The known chunks of requests that share a plan, in the order of its rows, and the state after them."""
+    plan, known = asked[0].plan, int(asked[0].plan.known.sum())
+    frames = np.stack([one.frames for one in asked])
+    told = [one.actions[:known] for one in asked if one.actions is not None]
+    codes = tokenize(*world.tokenizer, frames, frames_per_chunk=world.config.tokenizer.frames_per_chunk)
+    codes = codes[:, asked[0].sources[:known]]
+    state, _ = rollout.run(
+        world.dynamics,
+        rollout.start(*world.dynamics, keys=keys),
+        Plan(plan.times[:known], plan.known[:known], plan.pinned[:known]),
+        codes=codes,
+        dials=dials,
+        actions=np.stack(told) if told else None,
+        conditions=world.condition_rows(conditions, len(asked), known),
+    )
+    return codes, state
 
 
 def draw_new(

@@ -20,7 +20,7 @@ from worldsim.generate.check import check_clip, condition_rows
 from worldsim.generate.codes import decode, encode
 from worldsim.generate.keyframed import check_keyframes, extend_keyframed
 from worldsim.generate.options import DIALS, DialOptions, Options, filled, make_dials
-from worldsim.generate.render import Part, Renderer, tokenize
+from worldsim.generate.render import Module, Renderer, tokenize
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
 from worldsim.generate.stream import Standing, Stream, stream
@@ -46,9 +46,9 @@ class World:
     """
 
     config: WorldConfig
-    tokenizer: Part
-    dynamics: Part
-    refine: Part | None = None
+    tokenizer: Module
+    dynamics: Module
+    refine: Module | None = None
     statistics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None

@@ -21,7 +21,7 @@ codes next to it, and its pixels on the detail next to it."""
 REFINE = 0x5EED
 """Folded into a clip's key for the noise of its detail."""
 
-Part = tuple[nnx.GraphDef, Any]
+Module = tuple[nnx.GraphDef, Any]
 Window = Literal["final", "streaming", "cyclic"]
 
 
@@ -35,8 +35,8 @@ class Renderer:
       frames_per_chunk: of the tokenizer.
     """
 
-    tokenizer: Part
-    refine: Part | None
+    tokenizer: Module
+    refine: Module | None
     frames_per_chunk: int
 
 

@@ -23,16 +23,15 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from worldsim.generate import requests, rollout
-from worldsim.generate.answer import detail_keys
+from worldsim.generate.answer import detail_keys, take_in
 from worldsim.generate.check import action_problems
 from worldsim.generate.extend import World
 from worldsim.generate.options import DialOptions, is_key
 from worldsim.generate.prefill import Rows
-from worldsim.generate.render import draw_next, tokenize
+from worldsim.generate.render import draw_next
 from worldsim.generate.rollout import Dials
 from worldsim.models.cache import KVCache, write
 from worldsim.ops import twohot
-from worldsim.plan import Plan
 from worldsim.types import Clip
 
 Show = Literal["frames", "codes"]
@@ -209,19 +208,8 @@ class Simulator:
                 f"reset: clips of {[len(clip) for clip in clips]} frames; give clips that show equally many "
                 "chunks."
             )
-        plan, known = asked[0].plan, int(asked[0].plan.known.sum())
-        frames = np.stack([one.frames for one in asked])
-        codes = tokenize(*self.world.tokenizer, frames, frames_per_chunk=self.frames)
-        rows = [one.actions[:known] for one in asked if one.actions is not None]
-        state = rollout.start(*self.world.dynamics, keys=_keys(key, len(clips)))
-        state, _ = rollout.run(
-            self.world.dynamics,
-            state,
-            Plan(plan.times[:known], plan.known[:known], plan.pinned[:known]),
-            codes=codes,
-            dials=self.dials,
-            actions=np.stack(rows) if rows else None,
-        )
+        codes, state = take_in(self.world, asked, self.dials, keys=_keys(key, len(clips)))
+        known = codes.shape[1]
         latest = codes[:, np.maximum([known - 2, known - 1], 0)]
         _, latents = draw_next(
             self._graphs[1:], self._params[1:], latest, None, jnp.asarray(known > 1),
@@ -230,7 +218,7 @@ class Simulator:
         return SimulatorState(
             cache=state.cache,
             keys=state.keys,
-            time=jnp.float32(plan.times[known]),
+            time=jnp.float32(asked[0].plan.times[known]),
             order=jnp.int32(state.next_order),
             turn=jnp.int32(state.ring),
             pinned=jnp.int32(state.pinned),

@@ -18,12 +18,12 @@ import numpy as np
 from jaxtyping import Int
 
 from worldsim.generate import requests, rollout
-from worldsim.generate.answer import detail_keys
+from worldsim.generate.answer import detail_keys, take_in
 from worldsim.generate.check import check_actions, chunk_count
 from worldsim.generate.options import DIALS
-from worldsim.generate.render import HALO, render, tokenize
+from worldsim.generate.render import HALO, render
 from worldsim.generate.rollout import Dials, RolloutState
-from worldsim.plan import Plan, make_plan
+from worldsim.plan import make_plan
 from worldsim.types import Actions, Clip
 
 if TYPE_CHECKING:
@@ -221,13 +221,7 @@ def _given(
     f = world.config.tokenizer.frames_per_chunk
     told = {"direction": direction, "sinks": options["sinks"], "verb": "rollout"}
     asked = requests.extend_request(clip, f, world.config, **told)
-    plan, known = asked.plan, int(asked.plan.known.sum())
-    codes = tokenize(*world.tokenizer, asked.frames[None], frames_per_chunk=f)[:, asked.sources[:known]]
-    state = rollout.start(*world.dynamics, keys=options["key"][None])
-    state, _ = rollout.run(
-        world.dynamics, state, Plan(plan.times[:known], plan.known[:known], plan.pinned[:known]),
-        codes=codes, dials=dials, actions=None if asked.actions is None else asked.actions[None, :known],
-        conditions=world.condition_rows(options["conditions"], 1, known),
-    )  # fmt: skip
-    position = int(plan.times[known] // f)
+    how = {"keys": options["key"][None], "conditions": options["conditions"]}
+    codes, state = take_in(world, [asked], dials, **how)
+    position = int(asked.plan.times[codes.shape[1]] // f)
     return Standing(state, position, codes[0, -HALO:], 0, None, 0, direction, clip.fps)
