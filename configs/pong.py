@@ -56,7 +56,7 @@ def get_config() -> TrainConfig:
             sample_every=1000,
         ),
         dynamics=StageConfig(
-            steps=9000,
+            steps=8000,
             batch=8,
             frames=40,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),

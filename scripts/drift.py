@@ -33,6 +33,7 @@ NAMES = {
     "stabilize": float,
     "guidance": float,
     "doubt": float,
+    "leads": int,
     "sinks": int,
 }
 WAYS = ("plain", "stabilize=0.1", "stabilize=0.3", "guidance=0.5", "guidance=1", "sinks=2")

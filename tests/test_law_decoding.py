@@ -16,7 +16,7 @@ from worldsim.generate.prefill import blocks
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops import attention
 from worldsim.ops.cached_attention import Part, attend_parts
-from worldsim.ops.sampling import keep_least_certain, sample_codes
+from worldsim.ops.sampling import keep_least_certain, masked_after, sample_codes
 from worldsim.ops.visible import UNSEEN
 from worldsim.plan import make_plan
 
@@ -89,10 +89,9 @@ def test_a_rollout_copies_no_cache():
     assert "copy" not in made
 
 
-def left_of(certainty, masked, left, doubt):
-    kept = keep_least_certain(
-        jnp.log(jnp.asarray(certainty)), jnp.asarray(masked), jnp.int32(left), doubt=doubt
-    )
+def left_of(certainty, masked, left, doubt, lead=False):
+    how = {"doubt": doubt, "lead": jnp.asarray(lead)}
+    kept = keep_least_certain(jnp.log(jnp.asarray(certainty)), jnp.asarray(masked), jnp.int32(left), **how)
     return np.flatnonzero(kept).tolist()
 
 
@@ -109,8 +108,29 @@ def test_what_is_certain_is_known_at_once():
     assert left_of(certainty, [False] * 6, 6, 0.0) == []
 
 
-@pytest.mark.parametrize(("doubt", "passes"), [(0.0, 4), (0.02, 2), (5.0, 1)])
-def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypatch, doubt, passes):
+def test_a_lead_reveals_what_is_least_certain():
+    certainty, masked = [0.5, 0.99, 0.9, 0.999, 0.2, 0.7], [True, True, True, True, False, True]
+    assert left_of(certainty, masked, 4, 0.0, lead=True) == [1, 2, 3, 5]
+    assert left_of(certainty, masked, 3, 0.1, lead=True) == [1, 2, 3]  # and doubt adds none
+    assert left_of(certainty, masked, 4, 10.0, lead=True) == []  # unless it lets all be known
+
+
+@pytest.mark.parametrize(
+    ("steps", "tokens", "leads"), [(1, 4, 0), (4, 4, 3), (8, 64, 0), (8, 64, 2), (5, 256, 4)]
+)
+def test_a_pass_reveals_a_code_at_least_and_a_lead_no_more(steps, tokens, leads):
+    left = [int(masked_after(jnp.int32(s), jnp.int32(steps), tokens, leads=leads)) for s in range(steps)]
+    revealed = -np.diff([tokens, *left])
+    assert left[-1] == 0 and revealed.min() >= 1
+    assert (revealed[:leads] == 1).all()
+    rest = revealed[leads:]
+    assert (np.sort(rest)[::-1] == rest).all()  # fewer and fewer
+
+
+@pytest.mark.parametrize(
+    ("doubt", "leads", "passes"), [(0.0, 0, 4), (0.02, 0, 2), (5.0, 0, 1), (0.02, 1, 2), (0.0, 2, 4)]
+)
+def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypatch, doubt, leads, passes):
     """Of four codes two are certain, one is 0 or 1 at even odds, and one is its copy, known once that is."""
     model, seen = nnx.merge(*world.dynamics), []
 
@@ -129,7 +149,7 @@ def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypat
     clips = 32
     none = jnp.zeros((clips, 1))
     query = Chunks(jnp.zeros((clips, 1, 2, 2), jnp.int32), none, jnp.zeros((clips, 1, 3), jnp.int32), none)
-    keys, dials = jax.random.split(jax.random.key(0), clips), world.dials(steps=4, doubt=doubt)
+    keys, dials = jax.random.split(jax.random.key(0), clips), world.dials(steps=4, doubt=doubt, leads=leads)
     drawn = np.asarray(rollout.draw_chunk(model, query, (), keys, dials))[:, 0]
     jax.effects_barrier()
     assert len(seen) == passes

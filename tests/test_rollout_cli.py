@@ -88,7 +88,7 @@ def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, 
         rollout()
     path = folder / "long.mp4.rollout"
     standing, asked = load_standing(path, world)
-    for name in ("stabilize", "guidance", "doubt", "sinks"):
+    for name in ("stabilize", "guidance", "doubt", "leads", "sinks"):
         del asked[name]
     save_standing(path, standing, asked=asked)
     with pytest.raises(SystemExit):

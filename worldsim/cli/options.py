@@ -47,6 +47,7 @@ class Sampling:
       stabilize: noise that chunks which were made are said to have to those after them.
       guidance: how far to go away from what the nearest two chunks alone would say; takes twice the passes.
       doubt: nats of doubt up to which a pass draws codes together, so that fewer passes do; 0 takes all.
+      leads: first passes that draw the one least certain code each, so that rare events get their due.
       seed: of all randomness.
     """
 
@@ -56,6 +57,7 @@ class Sampling:
     stabilize: float = 0.0
     guidance: float = 0.0
     doubt: float = 0.0
+    leads: int = 0
     seed: int = 0
 
     def options(self) -> dict[str, Any]:

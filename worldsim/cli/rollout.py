@@ -54,6 +54,7 @@ def rollout(
       resume: go on with --out, which is an .mp4 or .webm.
     """
     from worldsim.data.movie import MovieWriter, check_endless
+    from worldsim.generate.options import DIALS
     from worldsim.generate.standing import load_standing, save_standing
 
     out = output.out
@@ -69,12 +70,8 @@ def rollout(
     start: Any = clip
     if resume:
         start, before = load_standing(stood, model)
-        before = {
-            "stabilize": 0.0,
-            "guidance": 0.0,
-            "doubt": 0.0,
-            "sinks": 0,
-        } | before  # one of before they were there
+        later = ("stabilize", "guidance", "doubt", "leads")  # what a command of before them did not write
+        before = {name: DIALS[name] for name in later} | {"sinks": 0} | before
         other = {
             name: (before.get(name), value) for name, value in asked.items() if before.get(name) != value
         }

@@ -104,7 +104,7 @@ class WorldEnv(gymnasium.Env):
           known: frames of them; None is as many as the world can see.
           render_mode: ``rgb_array``, or None.
           options: of :class:`worldsim.Simulator`: ``steps``, ``temperature``, ``refine_steps``,
-            ``stabilize``, ``guidance``, ``doubt``, ``sinks``.
+            ``stabilize``, ``guidance``, ``doubt``, ``leads``, ``sinks``.
 
         Raises:
           ValueError: a world that takes no action a frame, no clips, or a render mode that there is not.

@@ -51,7 +51,7 @@ class Settings:
       samples: answers to each question.
       steps, temperature: of sampling.
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
-      stabilize, guidance, doubt: see :class:`worldsim.generate.options.Options`.
+      stabilize, guidance, doubt, leads: see :class:`worldsim.generate.options.Options`.
       seed: of all randomness.
       split: that nobody trained on.
     """
@@ -65,6 +65,7 @@ class Settings:
     stabilize: float = 0.0
     guidance: float = 0.0
     doubt: float = 0.0
+    leads: int = 0
     seed: int = 0
     split: str = "test"
 

@@ -30,6 +30,8 @@ class DialOptions(TypedDict, total=False):
         chunks alone would say (0); a second pass beside each.
       doubt: nats that the codes which a pass draws together may lack of certainty (0): what is certain is
         drawn at once, and a chunk that is certain takes one pass. 0 takes all ``steps``.
+      leads: first passes that draw the one least certain code each (0), fewer than ``steps``; the others go
+        from what is most certain to what is least. What happens seldom then happens as often as it should.
     """
 
     steps: int
@@ -38,6 +40,7 @@ class DialOptions(TypedDict, total=False):
     stabilize: float
     guidance: float
     doubt: float
+    leads: int
 
 
 class Options(DialOptions, total=False):
@@ -59,6 +62,7 @@ DIALS: dict[str, Any] = {
     "stabilize": 0.0,
     "guidance": 0.0,
     "doubt": 0.0,
+    "leads": 0,
 }
 """The options that are numbers, and their defaults."""
 
@@ -100,14 +104,14 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
 
     Raises:
       TypeError: an option that does not exist.
-      ValueError: fewer than 1 pass, a negative temperature, guidance or doubt, refinement in a world without,
-        or more noise than a world was trained on.
+      ValueError: fewer than 1 pass, a negative temperature, guidance or doubt, as many leads as passes,
+        refinement in a world without, or more noise than a world was trained on.
     """
     unknown = sorted(set(options) - set(DIALS))
     if unknown:
         raise TypeError(f"dials: no option {unknown}; there are {sorted(DIALS)}.")
     given: dict[str, Any] = DIALS | dict(options)
-    steps, temperature, refine_steps, stabilize, guidance, doubt = given.values()
+    steps, temperature, refine_steps, stabilize, guidance, doubt, leads = given.values()
     rows, columns = config.tokenizer.grid
     steps = min(steps, rows * columns)
     if steps < 1:
@@ -128,6 +132,8 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
         raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
     if not 0 <= doubt < float("inf"):
         raise ValueError(f"doubt {doubt}; take 0 (all passes) or more.")
+    if not 0 <= leads < steps:
+        raise ValueError(f"leads {leads}; take from 0 to {steps - 1}, fewer than the passes.")
     return Dials(
         jnp.int32(steps),
         jnp.float32(temperature),
@@ -135,4 +141,5 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
         jnp.float32(stabilize),
         jnp.float32(guidance) if guidance else None,
         jnp.float32(doubt),
+        jnp.int32(leads),
     )

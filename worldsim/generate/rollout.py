@@ -40,6 +40,7 @@ class Dials:
         is not at all, in half the passes.
       doubt: nats that codes which a pass reveals together may lack of certainty; a chunk whose codes
         are all certain takes one pass.
+      leads: first passes that reveal the one least certain code each; fewer than ``steps``.
     """
 
     steps: Int[Array, ""]
@@ -48,6 +49,7 @@ class Dials:
     stabilize: Float[Array, ""] | float = 0.0
     guidance: Float[Array, ""] | None = None
     doubt: Float[Array, ""] | float = 0.0
+    leads: Int[Array, ""] | int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +128,9 @@ def draw_chunk(
         """One clip's codes ``[n]`` after a pass that gave ``logits [n v]``."""
         drawn = sample_codes(logits, jax.random.fold_in(key, step), temperature=dials.temperature)
         masked = codes == model.mask
-        left = masked_after(step, dials.steps, h * w)
-        still = keep_least_certain(certainty(logits), masked, left, doubt=dials.doubt)
+        left = masked_after(step, dials.steps, h * w, leads=dials.leads)
+        how = {"doubt": dials.doubt, "lead": step < dials.leads}
+        still = keep_least_certain(certainty(logits), masked, left, **how)
         return jnp.where(masked & ~still, drawn, codes)
 
     def one_pass(carry):

@@ -14,16 +14,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def masked_after(step: Int[Array, ""], steps: Int[Array, ""], tokens: int) -> Int[Array, ""]:
+def masked_after(
+    step: Int[Array, ""], steps: Int[Array, ""], tokens: int, *, leads: Int[Array, ""] | int = 0
+) -> Int[Array, ""]:
     """Codes still masked after pass ``step`` of ``steps`` (0-based); 0 after the last, one fewer at least
-    after each (``steps <= tokens``).
+    after each (``leads < steps <= tokens``).
 
-    A quadratic fall: the first passes reveal what is certain, the last ones few codes each, so that
-    codes which depend on one another are seldom drawn in the same pass.
+    After the first ``leads`` passes, which reveal a code each, a quadratic fall: what is certain comes first,
+    and the last passes reveal few codes each, so that codes which depend on one another are seldom
+    drawn in the same pass.
     """
-    left = 1.0 - (step + 1) / steps
+    left = 1.0 - jnp.maximum(step + 1 - leads, 0) / (steps - leads)
     falling = jnp.floor(tokens * left * left).astype(jnp.int32)
-    return jnp.maximum(falling, jnp.asarray(steps - 1 - step, jnp.int32))
+    most = jnp.asarray(tokens - 1 - step, jnp.int32)
+    return jnp.clip(falling, jnp.asarray(steps - 1 - step, jnp.int32), most)
 
 
 def sample_codes(
@@ -66,8 +70,9 @@ def keep_least_certain(
     left: Int[Array, ""],
     *,
     doubt: Float[Array, ""] | float = 0.0,
+    lead: Bool[Array, ""] | bool = False,
 ) -> Bool[Array, "n"]:
-    """The new mask: of the masked tokens, the least certain stay masked.
+    """The new mask: of the masked tokens, the least certain stay masked, or in a ``lead`` the most certain.
 
     Args:
       certainty: of each token, a log-probability.
@@ -76,6 +81,9 @@ def keep_least_certain(
       doubt: more are known at once as long as all of them but the last sum up to no less than ``-doubt``, so
         that together they are as likely as ``exp(-doubt)`` at least (entropy-bounded unmasking: Ben-Hamu
         et al., https://arxiv.org/abs/2505.24857).
+      lead: reveal what is least certain, unless all tokens may be known at once. It decides what happens, and
+        a draw of it alone gives every outcome its due: what happens seldom lies behind many codes that are
+        likely to stay as they are, and none of them, drawn first, would begin it.
     """
     ranked = jnp.where(masked, certainty, jnp.inf)
     places = jnp.argsort(ranked, axis=-1)
@@ -84,4 +92,6 @@ def keep_least_certain(
     before = jnp.pad(sums, (1, 0))[:-1]  # and not less their own, which would round small doubts away
     at_once = jnp.sum((before >= -doubt) & ~jnp.isinf(surest))
     order = jnp.argsort(places, axis=-1)
-    return masked & (order < jnp.minimum(left, masked.sum() - at_once))
+    count = masked.sum()
+    leading = masked & (order >= count - left) & (at_once < count)
+    return jnp.where(lead, leading, masked & (order < jnp.minimum(left, count - at_once)))
