@@ -26,7 +26,7 @@ ACTIONS = ("noop", "fire", "right", "left", "rightfire", "leftfire")
 
 
 def get_config() -> TrainConfig:
-    """A world of Pong: 16x16 codes of 4x4 pixels a frame, four codes a token."""
+    """A world of Pong: 8x8 codes of 8x8 pixels a frame, four codes a token."""
     return TrainConfig(
         name="pong",
         world=WorldConfig(

@@ -60,7 +60,7 @@ class Attending:
             return None
         parts = [part.strip() for part in self.token.split(",")]
         if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-            raise ValueError(f"inspect: --token {self.token}; give ROW,COLUMN from 0, such as --token 3,4.")
+            raise ValueError(f"inspect: --token {self.token}; give ROW,COLUMN from 0, such as --token 2,1.")
         return int(parts[0]), int(parts[1])
 
 
@@ -91,7 +91,7 @@ def inspect(
 ) -> None:
     """Show a world, a dataset or a training: sizes, scores, curves, frames, attention; here and as a page.
 
-    Example: worldsim inspect pong --out pong.html --token 3,4
+    Example: worldsim inspect pong --out pong.html --token 2,1
 
     Args:
       report: of a world: the folder that worldsim evaluate wrote, or its report.json.

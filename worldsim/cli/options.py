@@ -47,7 +47,8 @@ class Sampling:
       stabilize: noise that chunks which were made are said to have to those after them.
       guidance: how far to go away from what the nearest two chunks alone would say; takes twice the passes.
       doubt: nats of doubt up to which a pass draws codes together, so that fewer passes do; 0 takes all.
-      leads: first passes that draw the one least certain code each, so that rare events get their due.
+      leads: first passes that draw the one least certain code each, fewer than --steps, so that rare events
+        get their due.
       seed: of all randomness.
     """
 
@@ -74,7 +75,8 @@ class Output:
     """What becomes of the result.
 
     Attributes:
-      out: .mp4 .gif .webm to look at, .png for a contact sheet, .npz for frames and actions as they are.
+      out: .mp4 .gif .webm to look at, .png for a contact sheet, .npz for frames and actions as they are (of a
+        rollout .mp4 or .webm).
       resize: bring frames of another size to the world's, as ``fit`` says (never stretched).
       fit: pad with black, or crop the overhang: crop for worlds of recordings imported so.
       json: print what was made, with scores, as JSON on stdout.
@@ -123,7 +125,8 @@ class Making:
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Of which processes this is one; Slurm, Open MPI and Cloud TPU need none of it.
+    """Of which processes this is one; Slurm, Open MPI 4, Cloud TPU and indexed jobs of Kubernetes need
+    none of it.
 
     Attributes:
       coordinator: host:port of process 0, which every process can reach.

@@ -8,6 +8,7 @@ from typing import Any
 
 from worldsim.evaluate.document import document, number, picture, table
 from worldsim.evaluate.features import LABEL
+from worldsim.generate.options import DIALS
 
 
 def page(report: dict[str, Any], folder: Path) -> str:
@@ -18,13 +19,16 @@ def page(report: dict[str, Any], folder: Path) -> str:
       folder: where the plots and the sheet are.
     """
     told = report["settings"]
+    others = "".join(
+        f", {name} {told[name]:g}" for name in DIALS if name not in ("steps", "temperature") and told[name]
+    )
     actions = ", true actions given" if report["actions_given"] else ", no actions given"
     parts = [
         f"<h1>{escape(report['world'])} on {escape(report['data'])}</h1>",
         f'<p class="dim">{report["clips"]} held-out windows of {report["episodes"]} episodes, '
         f"{report['known']} frames known{actions}; {told['samples']} samples, {told['steps']} passes a "
-        f"chunk, temperature {told['temperature']:g}, seed {told['seed']}. Bands hold 90 % of the means "
-        "of clips drawn again (bootstrap); with few clips they are themselves rough.</p>",
+        f"chunk, temperature {told['temperature']:g}{others}, seed {told['seed']}. Bands hold 90 % of the "
+        "means of clips drawn again (bootstrap); with few clips they are themselves rough.</p>",
         "".join(f'<p class="dim">Note: {escape(note)}.</p>' for note in report["notes"]),
         *_curves(report, folder),
         *_surprise(report),

@@ -96,9 +96,9 @@ def surprise(
 ) -> Float[Array, "b"]:
     """Nats with which the sampler, at temperature 1, would draw the codes that a chunk has.
 
-    The chunk is revealed in the sampler's own masked passes, the most certain codes first. In as many passes
-    as there are codes this is one order of revealing them one by one, hence exact for that order; in fewer,
-    codes that are revealed together count as independent.
+    The chunk is revealed in the sampler's own masked passes, without leads or doubt: the most certain codes
+    first. In as many passes as there are codes this is one order of revealing them one by one, hence exact
+    for that order; in fewer, codes that are revealed together count as independent.
     """
     true = rearrange(query.codes, "b 1 h w -> b (h w)")
     h, n = query.codes.shape[2], true.shape[1]

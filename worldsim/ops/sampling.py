@@ -24,10 +24,11 @@ def masked_after(
     and the last passes reveal few codes each, so that codes which depend on one another are seldom
     drawn in the same pass.
     """
-    left = 1.0 - jnp.maximum(step + 1 - leads, 0) / (steps - leads)
-    falling = jnp.floor(tokens * left * left).astype(jnp.int32)
-    most = jnp.asarray(tokens - 1 - step, jnp.int32)
-    return jnp.clip(falling, jnp.asarray(steps - 1 - step, jnp.int32), most)
+    one_less = jnp.asarray(tokens - 1 - step, jnp.int32)
+    left = 1.0 - (step + 1 - leads) / (steps - leads)
+    falling = jnp.floor((tokens - leads) * left * left).astype(jnp.int32)
+    falling = jnp.maximum(falling, jnp.asarray(steps - 1 - step, jnp.int32))
+    return jnp.where(step < leads, one_less, falling)
 
 
 def sample_codes(
