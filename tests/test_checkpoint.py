@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 
 import ml_dtypes
@@ -130,6 +131,31 @@ def test_weights_of_another_config_are_refused_when_loaded(tmp_path, part, field
         worldsim.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("weights.safetensors", b"12"),
+        ("statistics.npz", b"PK\x03\x04"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"format": 1}'),
+        ("provenance.json", b"{"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, cut):
+    save(tmp_path)
+    (tmp_path / name).write_bytes(cut)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} is damaged")):
+        load_world(tmp_path)
+
+
+def test_weights_that_were_half_replaced_are_refused(tmp_path):
+    save(tmp_path / "old")
+    save(tmp_path / "new", params=some_params(seed=1))
+    (tmp_path / "new" / "weights.safetensors").replace(tmp_path / "old" / "weights.safetensors")
+    with pytest.raises(ValueError, match="half written over another"):
+        load_world(tmp_path / "old")
+
+
 def test_provenance_tells_the_hash_of_the_weights(tmp_path):
     folder = tiny.make_world(tiny.config()).save(tmp_path / "world", dtype="bfloat16")
     told = json.loads((folder / "provenance.json").read_text())["weights_sha256"]
@@ -168,5 +194,6 @@ def test_worlds_are_found_by_path_and_by_name(tmp_path, monkeypatch):
 
 
 def test_bundled_worlds_are_world_folders():
+    assert {"doom", "pong", "sprites"} <= set(checkpoint.bundled_worlds())
     for folder in checkpoint.bundled_worlds().values():
-        load_world(folder)
+        assert load_world(folder)[3]["weights_sha256"]

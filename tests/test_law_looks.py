@@ -16,6 +16,7 @@ from worldsim.data.arrays import ArraySource
 from worldsim.models.dynamics import Chunks
 from worldsim.models.world import init_params, split_module
 from worldsim.parallel.sharding import by_path
+from worldsim.train import run
 from worldsim.train.checkpoints import check_record, load_checkpoint, make_record
 from worldsim.train.looks import SCALE, TOLD, code_vectors, fold_looks, with_looks
 from worldsim.train.loop import train_stage
@@ -145,6 +146,23 @@ def test_a_stage_with_looks_becomes_plain_parameters(trained):
     assert {p: x.shape for p, x in by_path(params).items()} == {p: x.shape for p, x in plain.items()}
     for path, leaf in by_path(fold_looks(state.ema, WORLD)).items():
         np.testing.assert_array_equal(by_path(params)[path], leaf, err_msg=path)
+
+
+def test_what_is_newer_than_a_stage_has_its_default_in_it(trained, monkeypatch):
+    read = run.load_checkpoint
+
+    def older(folder):
+        step, state, record = read(folder)
+        for name in ("around", "outcomes"):
+            del record["config"]["world"]["dynamics"][name]
+        return step, state, record
+
+    monkeypatch.setattr(run, "load_checkpoint", older)
+    assert load_stage("dynamics", config(), trained[0])[0] == 4
+    told = dataclasses.replace(WORLD.dynamics, outcomes=("ends",))
+    other = dataclasses.replace(config(), world=dataclasses.replace(WORLD, dynamics=told))
+    with pytest.raises(ValueError, match="outcomes"):
+        load_stage("dynamics", other, trained[0])
 
 
 def test_stopped_and_gone_on_is_uninterrupted(trained, tmp_path):

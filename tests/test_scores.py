@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from worldsim.cli import verbs
 from worldsim.ops import scores
 
 
@@ -120,3 +121,11 @@ def test_refusals_name_the_numbers(call, match):
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"psnr: frames \[2, 4, 8, 3\] against truth \[1, 4, 8, 3\]"):
         inspect.unwrap(scores.psnr)(dot([1, 2]), dot([1]))
+
+
+def test_what_a_verb_made_is_not_lost_for_want_of_a_score():
+    """SSIM needs 11 pixels, a jerk 3 frames."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    assert verbs._score("ssim", frames, frames) is None
+    assert verbs._score("jerk_ratio", frames) is None
+    assert verbs._score("psnr", frames, frames, cap=50.0) == 50.0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +126,7 @@ def load_world(
 
     Raises:
       FileNotFoundError: files that a world has and the folder has not.
-      ValueError: a folder of a newer format.
+      ValueError: a folder of a newer format, damaged files, or weights of another world than the rest.
     """
     folder = Path(folder)
     names = ("config.json", "weights.safetensors", "statistics.npz", "provenance.json")
@@ -133,19 +135,41 @@ def load_world(
         raise FileNotFoundError(
             f"{folder} is no world: it lacks {missing}; a world folder has {list(names)}."
         )
-    stored = json.loads((folder / "config.json").read_text())
-    if stored.get("format") != FORMAT:
+    with _whole(folder / "config.json") as path:
+        stored = json.loads(path.read_text())
+        form = stored.get("format")
+    if form != FORMAT:
+        raise ValueError(f"{folder} has format {form!r} and this version reads {FORMAT}; update worldsim.")
+    with _whole(folder / "provenance.json") as path:
+        provenance = json.loads(path.read_text())
+        told = provenance.get("weights_sha256")
+    with _whole(folder / "weights.safetensors") as path:
+        blob = path.read_bytes()
+        tensors = read_tensors(blob)
+    if told is not None and told != hashlib.sha256(blob).hexdigest():
         raise ValueError(
-            f"{folder} has format {stored.get('format')!r} and this version reads {FORMAT}; update worldsim."
+            f"{folder} holds weights that its provenance.json does not know: a world that was half written "
+            "over another. Write it anew (`worldsim train` exports what it has trained)."
         )
     weights = {}
-    for path, array in sorted(read_tensors((folder / "weights.safetensors").read_bytes()).items()):
+    for path, array in sorted(tensors.items()):
         floating = jax.numpy.issubdtype(array.dtype, np.floating)
         weights[path] = array.astype(np.float32) if floating else array
-    with np.load(folder / "statistics.npz", allow_pickle=False) as arrays:
+    with _whole(folder / "statistics.npz") as path, np.load(path, allow_pickle=False) as arrays:
         statistics = dict(arrays)
-    provenance = json.loads((folder / "provenance.json").read_text())
-    return from_dict(WorldConfig, stored["world"]), nested(weights), statistics, provenance
+    with _whole(folder / "config.json"):
+        config = from_dict(WorldConfig, stored["world"])
+    return config, nested(weights), statistics, provenance
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """What a damaged file makes its readers raise, as an error that names it."""
+    damage = zipfile.BadZipFile, json.JSONDecodeError, EOFError, KeyError, TypeError, AttributeError
+    try:
+        yield path
+    except (_safetensors().SafetensorError, *damage) as error:
+        raise ValueError(f"{path} is damaged or not what its name says ({error!r}).") from error
 
 
 def read_tensors(blob: bytes) -> dict[str, np.ndarray]:

@@ -41,6 +41,18 @@ def begin(world: str, output: Output, *, say: Callable[[str], None] = note) -> t
     return began, dataclasses.replace(model, progress=partial(Counter("making"), "chunks"))
 
 
+def _score(name: str, *frames: Any, digits: int = 4, **how: Any) -> float | None:
+    """The mean of a score of :mod:`worldsim.ops.scores`; None where frames are too few or small."""
+    import numpy as np
+
+    from worldsim.ops import scores
+
+    try:
+        return round(float(np.mean(getattr(scores, name)(*frames, **how))), digits)
+    except ValueError:
+        return None
+
+
 def _finish(clip: Any, output: Output, began: float, scores: dict[str, Any]) -> None:
     """Write the clip; name it, or all of what is known of it, on stdout."""
     from worldsim.data.video import write_video
@@ -173,13 +185,11 @@ def loop(
       candidates: loops drawn, of which the one is kept whose least likely chunk is most likely.
       sweeps: how often each made chunk is then drawn again with all others in view.
     """
-    from worldsim.ops.scores import jerk_ratio, peak_ratio, seam_ratio
-
     began, model = begin(world, output)
     clip = read_input(input, model, resize=output.how)
     made = model.loop(clip, frames, candidates=candidates, sweeps=sweeps, **sampling.options())
-    ratios = {"seam_ratio": seam_ratio, "jerk_ratio": jerk_ratio, "peak_ratio": peak_ratio}
-    scores = {name: round(ratio(made.clip.frames), 4) for name, ratio in ratios.items()}
+    ratios = ("seam_ratio", "jerk_ratio", "peak_ratio")
+    scores = {name: _score(name, made.clip.frames) for name in ratios}
     if why := made.closing.why():
         note(f"no good loop of {frames} frames: {why}")
     _finish(made.clip, output, began, scores | made.closing.report())
@@ -216,14 +226,14 @@ def reconstruct(
 
     Example: worldsim reconstruct pong pong:0 --out seen.mp4 --json
     """
-    from worldsim.ops.scores import PSNR_CAP, psnr, ssim
+    from worldsim.ops.scores import PSNR_CAP
 
     began, model = begin(world, output)
     clip = read_input(input, model, resize=output.how)
     seen = model.reconstruct(clip)
     scores = {
-        "psnr": round(float(psnr(seen.frames, clip.frames, cap=PSNR_CAP).mean()), 3),
-        "ssim": round(float(ssim(seen.frames, clip.frames).mean()), 4),
+        "psnr": _score("psnr", seen.frames, clip.frames, digits=3, cap=PSNR_CAP),
+        "ssim": _score("ssim", seen.frames, clip.frames),
     }
     _finish(seen, output, began, scores)
 

@@ -169,8 +169,8 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The fields, as dotted names, that differ between a checkpoint's JSON and now, each in words."""
-    old, new = _flat(dict(saved)), _flat(json.loads(json.dumps(now)))
+    """The fields, as dotted names, that differ between a checkpoint and now as JSON, each in words."""
+    old, new = (_flat(json.loads(json.dumps(values))) for values in (saved, now))
     return {
         name: f"{name}: {old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now"
         for name in {**old, **new}

@@ -21,7 +21,7 @@ from worldsim.models.world import fill_params
 from worldsim.parallel.agreement import check_alike, meet
 from worldsim.parallel.distributed import is_lead
 from worldsim.parallel.mesh import training_mesh
-from worldsim.plain import to_dict
+from worldsim.plain import from_dict, to_dict
 from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
 from worldsim.train.codes import encode_source
@@ -183,7 +183,9 @@ def load_stage(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]
       ValueError: it is another than the config's, or not finished.
     """
     step, state, record = load_checkpoint(workdir / name / "checkpoints")
-    differ = differences(record["config"]["world"][name], to_dict(getattr(config.world, name)))
+    now = getattr(config.world, name)
+    stored = from_dict(type(now), record["config"]["world"][name])  # what is newer than it has its default
+    differ = differences(to_dict(stored), to_dict(now))
     if differ:
         raise ValueError(
             f"The {name} in {workdir} is another than the config's; train it anew in another workdir, or "
