@@ -167,6 +167,9 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--name", required=True)
     args = parser.parse_args()
+    readme, (start, end) = ROOT / "README.md", marks(args.name)
+    if any(mark not in readme.read_text("utf-8") for mark in (start, end)):
+        raise SystemExit(f"{readme} has no place for the scores: write {start}{end} where they belong.")
     config, params, statistics, provenance = load_world(args.workdir / "world")
     folder = ROOT / "worldsim" / "worlds" / args.name
     store = {"config": config, "params": params, "statistics": statistics, "dtype": "bfloat16"}
@@ -182,9 +185,7 @@ def main() -> None:
     hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]
     provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}, "scores": scores}
     save_world(folder, provenance=provenance, **store)
-    readme = ROOT / "README.md"
     text = readme.read_text("utf-8")
-    start, end = marks(args.name)
     before, after = text.index(start) + len(start), text.index(end)
     readme.write_text(text[:before] + table(args.name, scores) + text[after:], "utf-8")
     size = sum(path.stat().st_size for path in folder.iterdir())

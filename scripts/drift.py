@@ -15,11 +15,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 import worldsim
 from worldsim.data.make import make_sprites
 from worldsim.data.sprites import SpriteConfig
+from worldsim.evaluate.bands import around
 from worldsim.evaluate.drift import drift, play_far
 from worldsim.evaluate.held_out import KNOWN, HeldOut, load_held_out
 from worldsim.evaluate.play import Answer
@@ -55,11 +54,6 @@ def parse(way: str) -> dict[str, float]:
     return {name: NAMES[name](value) for name, _, value in parts}
 
 
-def around(curve: Sequence[float], frame: int) -> float:
-    """Mean of a curve over the eight values that end at a frame."""
-    return float(np.nanmean(np.asarray(curve, float)[max(0, frame - 8) : frame]))
-
-
 def measure(world: World, held: HeldOut, way: str, *, frames: int, seed: int = 0) -> dict:
     """A row of the table."""
     how = parse(way)
@@ -74,7 +68,7 @@ def measure(world: World, held: HeldOut, way: str, *, frames: int, seed: int = 0
     state = over_horizon(answer, held.truth["state"], held.actions, config)
     row = {"survival": far["survival"], "legal": state["made"]["legal"], "redrawn": state["redraw_ratio"]}
     for at in (at for at in AT if at <= frames):
-        row[f"pushed {at}"] = around(state["pushed_error"]["mean"], at)
+        row[f"pushed {at}"] = around(state["pushed_error"]["mean"], at, width=8)
     for name in ("there", "frechet", "motion"):
         row |= {f"{name}, first": first[name], f"{name}, last": last[name]}
     return row | {"alive": far["alive"]}

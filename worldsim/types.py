@@ -11,19 +11,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Bool, Int, Shaped, UInt8
 
 Frames = UInt8[np.ndarray, "t h w c"]
 """Video as people store it: uint8 RGB, 0 to 255."""
 
 Codes = Int[Array, "b p h w"]
 """Integers in [0, v): one grid per chunk."""
-
-Latents = Float[Array, "b p h w z"]
-"""Continuous encoder output, z unbounded channels."""
-
-Ids = Int[Array, "b n 3"]
-"""Per token (segment, order, stream); segment -1 is padding, stream 0 is known, 1 is query."""
 
 Actions = Shaped[np.ndarray, "t *a"]
 """Per frame: ``actions[t]`` leads from frame t-1 to frame t; integers ``[t]`` or floats ``[t a]``."""

@@ -30,17 +30,11 @@ _SMOOTH, _LEAST = 25, 60
 """How many parts of a curve the running mean averages over, and from how many lines on it is drawn."""
 
 
-def panels(lines: Sequence[dict[str, Any]], *, every: bool = False) -> list[Panel]:
-    """The metrics of a stage over its steps.
-
-    Args:
-      lines: of a ``metrics.jsonl``, in order.
-      every: also the terms of the loss, not only the metrics in :data:`ORDER`.
-    """
+def panels(lines: Sequence[dict[str, Any]]) -> list[Panel]:
+    """The metrics in :data:`ORDER` of a stage over its steps; ``lines`` are those of a ``metrics.jsonl``."""
     names = list(dict.fromkeys(name for line in lines for name in line))
     names = [name for name in names if name not in ("step", "seconds", "weighted")]
     shown = [name for name in ORDER if name in names]
-    shown += sorted(set(names) - set(ORDER)) if every else []
     out = []
     for name in shown:
         at = np.array([line["step"] for line in lines if name in line], float)
