@@ -14,6 +14,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 from rich.console import Console
+from test_data_tfds import moving_mnist, pixels
 
 from worldsim import cli
 from worldsim.cli.inspect import EVERY, with_seconds
@@ -417,6 +418,18 @@ def test_without_a_clip_held_out_data_is_taken(folder, monkeypatch):
     assert source == "data.npz, train record 0"
     for data in ({}, {"path": "gone", "eval_split": "train"}, {"path": "data.npz", "eval_split": "test"}):
         assert played.held_out_clip({"train": {"data": data}}) is None
+
+
+def test_held_out_data_may_be_a_registered_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    data = {"path": "tfds:moving_mnist", "eval_split": "test[75%:]"}
+    assert played.held_out_clip({"train": {"data": data}}) is None  # not prepared here
+    moving_mnist(tmp_path, "tfrecord")
+    clip, source = played.held_out_clip({"train": {"data": data}})
+    np.testing.assert_array_equal(clip.frames, pixels(3, channels=1))
+    assert clip.actions is None and source == "tfds:moving_mnist, test[75%:] record 0"
+    with pytest.raises(ValueError, match="no split 'valid'; it has test"):
+        played.held_out_clip({"train": {"data": data | {"eval_split": "valid"}}})
 
 
 def test_the_verb_on_a_dataset(folder, capsys):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import re
 
 import numpy as np
 import pytest
 import tiny
 
 import worldsim
-from worldsim.config import ActionConfig
+from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, TokenizerConfig
 from worldsim.generate import requests
 from worldsim.types import Clip
 
@@ -110,6 +112,39 @@ def test_refusals_name_the_numbers_and_the_remedy(world, name):
 def test_an_unknown_direction_is_refused(world):
     with pytest.raises(ValueError, match=r"'sideways'; use 'forward' or 'backward'"):
         unchecked(requests.extend_request)(tiny.make_clip(4), 2, world.config, direction="sideways")
+
+
+IMPOSSIBLE = {
+    "no width": (lambda: DynamicsConfig(width=0), "width 0 must lie in [1, inf)"),
+    "less than no width": (lambda: DynamicsConfig(width=-192), "width -192 must"),
+    "no heads": (lambda: DynamicsConfig(heads=0), "heads 0 must lie in [1, inf)"),
+    "less than no heads": (lambda: DynamicsConfig(heads=-6), "heads -6 must"),
+    "widths": (lambda: TokenizerConfig(widths=(0, -5)), "widths (0, -5); give at least one, each at least 1"),
+    "blocks": (lambda: TokenizerConfig(blocks=-1), "blocks -1 must lie in [0, inf)"),
+    "channels": (lambda: TokenizerConfig(channels=2), "channels 2; take 1 (grey) or 3 (RGB)"),
+    "actions": (lambda: ActionConfig("discrete", -3), "size -3 must lie in [0, inf)"),
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_impossible_sizes_are_refused_with_their_names(name):
+    build, words = IMPOSSIBLE[name]
+    with pytest.raises(ValueError, match=re.escape(words)):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "told"),
+    [
+        (ActionConfig("discrete", 3), "discreet", "'discreet'; take one of none, discrete, continuous"),
+        (ConditionConfig(), "vectr", "'vectr'; take one of class, vector"),
+    ],
+)
+def test_an_unknown_kind_is_refused(config, kind, told):
+    wrong = copy.copy(config)
+    object.__setattr__(wrong, "kind", kind)  # past the type checks that tests put around configs
+    with pytest.raises(ValueError, match=f"{type(config).__name__}: kind {told}"):
+        wrong.__post_init__()
 
 
 def test_refusals_of_chunks_of_two_frames(pair_world):

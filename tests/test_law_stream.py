@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from test_law_refusals import unchecked
 
-from worldsim.generate import stream
+from worldsim.generate import requests, stream
+from worldsim.generate.check import check_clip
 from worldsim.generate.rollout import rollout_block
 from worldsim.types import Clip
 
@@ -97,10 +99,11 @@ def test_a_stream_goes_on_in_its_own_direction(world):
 
 def test_what_a_stream_cannot_take_is_refused(world):
     for wrong in (world.extend(tiny.make_clip(6), 4, steps=1), tiny.make_clip(6).frames):
-        with pytest.raises(TypeError):
-            world.rollout(wrong, 4)
-    with pytest.raises((TypeError, ValueError), match="'back'"):
-        world.rollout(tiny.make_clip(6), 4, direction="back")
+        with pytest.raises(TypeError, match=r"rollout: got \w+; give a worldsim\.Clip"):
+            unchecked(check_clip)(wrong, world.config, verb="rollout")
+    with pytest.raises(ValueError, match="rollout: direction 'back'; use 'forward' or 'backward'"):
+        back = {"direction": "back", "verb": "rollout"}
+        unchecked(requests.extend_request)(tiny.make_clip(6), 4, world.config, **back)
     with pytest.raises(ValueError, match="frames without end"):
         world.rollout(tiny.make_clip(6), actions=np.zeros(4, int))
     with pytest.raises(ValueError, match="3 actions for 4 frames"):

@@ -98,6 +98,33 @@ def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, 
     assert len(read_video("long.mp4")) == 6 + 17 and not path.exists()
 
 
+def test_a_movie_longer_than_what_was_left_beside_it_is_not_gone_on_with(folder, added, monkeypatch, capsys):
+    """As where the disk is full once the movie has been joined."""
+
+    def full(*_, **__):
+        raise OSError("the disk is full")
+
+    added["stop"] = 3
+    with pytest.raises(SystemExit):
+        rollout()
+    added["stop"] = 4
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("worldsim.generate.standing.save_standing", full)
+        rollout("--resume")
+    assert "the disk is full" in capsys.readouterr().err
+    assert len(read_video("long.mp4")) == 6 + 10
+    with pytest.raises(SystemExit) as left:
+        rollout("--resume")
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert "long.mp4 has 16 frames and long.mp4.rollout was left at 12; bring the movie back" in told
+    assert len(read_video("long.mp4")) == 6 + 10
+    (folder / "long.mp4").unlink()
+    with pytest.raises(SystemExit):
+        rollout("--resume")
+    assert "there is no such file to go on with" in capsys.readouterr().err
+
+
 def test_what_is_no_rollout_of_this_world_is_refused(folder, world, pair_world):
     standing = world.rollout(tiny.make_clip(6), 8, steps=1).standing()
     path = save_standing("here", standing, asked={"seed": 3})

@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,8 +239,7 @@ def load_config(path: str | Path) -> TrainConfig:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no Python, names a field that no config has, or has no ``get_config`` that returns
-        a TrainConfig.
+      ValueError: whatever it raises, with its line; or it has no ``get_config`` that returns a TrainConfig.
     """
     path = Path(path)
     if not path.is_file() or path.suffix != ".py":
@@ -251,8 +251,15 @@ def load_config(path: str | Path) -> TrainConfig:
     try:
         spec.loader.exec_module(module)  # type: ignore[union-attr]
         config = module.get_config() if hasattr(module, "get_config") else None
-    except (TypeError, SyntaxError) as error:
-        raise ValueError(f"{path}: {str(error).rstrip('.')}{_meant(str(error)) or '.'}") from error
+    except Exception as error:
+        steps = traceback.extract_tb(error.__traceback__)
+        lines, said = [step.lineno for step in steps if step.filename == spec.origin], str(error)  # type: ignore[union-attr]
+        if isinstance(error, SyntaxError) and error.filename == spec.origin:  # type: ignore[union-attr]
+            lines, said = [error.lineno], error.msg
+        elif not isinstance(error, (TypeError, ValueError)):  # the words of a KeyError are the key alone
+            said = f"{type(error).__name__}: {said}"
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise ValueError(f"{where}: {said.rstrip('.')}{_meant(said) or '.'}") from error
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"{path}: get_config() must return a worldsim.config.TrainConfig; got {type(config).__name__}."

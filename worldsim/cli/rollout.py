@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,7 @@ def rollout(
                 f"rollout: --resume, but {stood} was left by a command with other options: "
                 + ", ".join(f"{name} was {was!r} and is {now!r}" for name, (was, now) in other.items())
             )
+        _check_movie(out, stood, len(clip) + start.made)
     elif out.exists() and stood.exists():
         raise ValueError(f"rollout: {stood} is left of a rollout that was stopped; --resume, or remove it.")
     sinks = 0 if resume else sinks  # the state that is gone on from has them
@@ -105,6 +107,29 @@ def rollout(
     seconds = round(time.monotonic() - began, 2)
     line = {"out": str(out), "new": frames, "made": frames - made, "seconds": seconds}
     tell(json.dumps(line) if output.json else out)
+
+
+def _check_movie(out: Path, stood: Path, frames: int) -> None:
+    """Refuse a movie that is not as long as what was left beside it says; its packets are counted, undecoded.
+
+    They part where a rollout breaks off after its movie was joined and before its standing was saved.
+
+    Raises:
+      ValueError: with both numbers.
+    """
+    import imageio_ffmpeg
+
+    if not out.is_file():
+        return  # which is refused where it is opened
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(out)]
+    listing = [*command, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "-"]
+    lines = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
+    has = sum(not line.startswith("#") for line in lines)
+    if has != frames:
+        raise ValueError(
+            f"rollout: --resume, but {out} has {has} frames and {stood} was left at {frames}; bring the "
+            f"movie back to its first {frames} frames, or remove both and begin anew."
+        )
 
 
 def _actions(text: str | None, world: Any, seed: int) -> Any:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from worldsim.plain import added, check_ranges
+
+ActionKind = Literal["none", "discrete", "continuous"]
+"""What an action is: nothing, one of several, or a vector."""
+
+ConditionKind = Literal["class", "vector"]
+"""What a condition is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +25,13 @@ class ActionConfig:
       names: names of the discrete actions, in order; may be empty.
     """
 
-    kind: Literal["none", "discrete", "continuous"] = "none"
+    kind: ActionKind = "none"
     size: int = 0
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_kind(self, ActionKind)
+        check_ranges(self, **{"[0, inf)": ("size",)})
         if (self.kind == "none") != (self.size == 0):
             raise ValueError(
                 f"ActionConfig: kind {self.kind!r} with size {self.size}; only 'none' takes size 0."
@@ -40,11 +48,20 @@ class ConditionConfig:
     """A per-chunk condition: a class (int, -1 is null) or a vector (NaN is null)."""
 
     name: str = "class"
-    kind: Literal["class", "vector"] = "class"
+    kind: ConditionKind = "class"
     size: int = 2
 
     def __post_init__(self) -> None:
+        _check_kind(self, ConditionKind)
         check_ranges(self, **{"[1, inf)": ("size",)})
+
+
+def _check_kind(config: ActionConfig | ConditionConfig, kinds: Any) -> None:
+    """Refuse a kind that is none of a Literal's."""
+    if config.kind not in get_args(kinds):
+        raise ValueError(
+            f"{type(config).__name__}: kind {config.kind!r}; take one of {', '.join(get_args(kinds))}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +69,8 @@ class TokenizerConfig:
     """The chunk-local tokenizer: Haar front, residual convolutions, quantizer, and back.
 
     Attributes:
-      height, width, channels: of a frame, in pixels.
+      height, width: of a frame, in pixels.
+      channels: of a frame: 1 (grey) or 3 (RGB).
       frames_per_chunk: frames that share one grid of codes (1, 2, 4, ...).
       haar_levels: spatial halvings by the parameter-free Haar front.
       widths: channels per stage; each stage after the first halves the grid once more, so the
@@ -85,11 +103,13 @@ class TokenizerConfig:
         f = self.frames_per_chunk
         if f < 1 or f & (f - 1):
             raise ValueError(f"TokenizerConfig: frames_per_chunk {f}; use a power of two, such as 1 or 4.")
-        if not self.widths:
-            raise ValueError(f"TokenizerConfig: widths {self.widths}; give at least one.")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"TokenizerConfig: widths {self.widths}; give at least one, each at least 1.")
         check_ranges(
-            self, **{"[1, inf)": ("height", "width", "channels", "latent"), "[0, inf)": ("haar_levels",)}
+            self, **{"[1, inf)": ("height", "width", "latent"), "[0, inf)": ("haar_levels", "blocks")}
         )
+        if self.channels not in (1, 3):
+            raise ValueError(f"TokenizerConfig: channels {self.channels}; take 1 (grey) or 3 (RGB).")
         if self.height % self.stride or self.width % self.stride:
             raise ValueError(
                 f"TokenizerConfig: frames of {self.height}x{self.width} don't divide by the stride "
@@ -170,6 +190,15 @@ class DynamicsConfig:
             raise ValueError(
                 f"DynamicsConfig: outcomes {self.outcomes}; take any of {get_args(Outcome)}, once each."
             )
+        check_ranges(
+            self,
+            **{
+                "[0, 1)": ("max_noise",),
+                "[1, inf)": ("width", "heads", "mlp"),
+                "(1, inf)": ("rope_base",),
+                "[0, inf)": ("reach",),
+            },
+        )
         if self.width % self.heads or (self.width // self.heads) % 8:
             raise ValueError(
                 f"DynamicsConfig: width {self.width} over {self.heads} heads; the head width must "
@@ -186,15 +215,6 @@ class DynamicsConfig:
                 f"DynamicsConfig: layers {self.layers}, context {self.context}, pinned {self.pinned}; "
                 "take at least 1 layer and pin from 1 to context - 1 chunks."
             )
-        check_ranges(
-            self,
-            **{
-                "[0, 1)": ("max_noise",),
-                "[1, inf)": ("mlp",),
-                "(1, inf)": ("rope_base",),
-                "[0, inf)": ("reach",),
-            },
-        )
         names = [condition.name for condition in self.conditions]
         if len(set(names)) < len(names):
             raise ValueError(f"DynamicsConfig: conditions {names}; give each another name.")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from worldsim.data.registered import find_registered, is_registered
 from worldsim.data.source import open_source, read_info
 from worldsim.generate.extend import World
 from worldsim.generate.render import tokenize
@@ -57,18 +58,32 @@ def held_out_clip(provenance: dict[str, Any]) -> tuple[Clip, str] | None:
 
     Returns:
       The clip and where it is from, or None.
+
+    Raises:
+      ValueError: a registered set (``tfds:NAME``) that is here and has no such split, or can't be read.
     """
     data = provenance.get("train", {}).get("data", {})
     path, split = data.get("path"), data.get("eval_split")
-    if not path or not split or not Path(path).exists():
+    if not path or not split or not _is_here(path):
         return None
     info = read_info(path)
-    if split not in info.splits or not info.splits[split].records:
+    if not is_registered(path) and (split not in info.splits or not info.splits[split].records):
         return None
     has = info.action.kind != "none" and "actions" in info.keys
     record = open_source(path, split, keys=("frames", "actions")[: 1 + has], cache=0)[0]
     clip = Clip(record["frames"][:_LONGEST], record["actions"][:_LONGEST] if has else None, fps=info.fps)
     return clip, f"{path}, {split} record 0"
+
+
+def _is_here(path: str) -> bool:
+    """Whether there is such a file or folder, or such a registered set is prepared."""
+    if not is_registered(path):
+        return Path(path).exists()
+    try:
+        find_registered(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def played(world: World, clip: Clip, ask: Question, *, source: str) -> tuple[list[Section], dict[str, Any]]:
