@@ -188,6 +188,13 @@ def test_bad_actions_are_skipped_with_their_reasons(tmp_path):
     with_actions(folder, "negative", fine - 1)
     with_actions(folder, "grid", np.zeros((24, 2), int))
     with_actions(folder, "ragged_rows", "1,2\n3\n")
+    with_actions(folder, "quote", '1\n"' + "2\n" * 2**17)
+    with_actions(folder, "zipped", fine)
+    np.savez(folder / "zipped.npz", rows=fine)
+    (folder / "zipped.npz").rename(folder / "zipped.actions.npy")
+    with_actions(folder, "bent", fine)
+    raw = (folder / "bent.actions.npy").read_bytes()
+    (folder / "bent.actions.npy").write_bytes(raw.replace(b"(24,)", b"(24,("))
     movies.record(folder / "without_any.mp4", movies.ramp(24, start=90))
     done = import_recordings(folder, tmp_path / "out", config=ImportConfig(PAD))
     told = {file.name.removesuffix(".mp4"): file.reason for file in done.skipped}
@@ -198,6 +205,9 @@ def test_bad_actions_are_skipped_with_their_reasons(tmp_path):
         "negative": "actions under 0",
         "grid": r"holds int64 [24, 2]; give integers [t] or floats",
         "ragged_rows": "rows of [1, 2] cells",
+        "quote": "quote.actions.csv can't be read (field larger than field limit",
+        "zipped": "zipped.actions.npy can't be read (the magic string is not correct",
+        "bent": "bent.actions.npy can't be read",
         "without_any": "it has no actions while others have discrete actions; give",
     }.items():
         assert reason in told.pop(name)
@@ -260,7 +270,7 @@ def test_both_splits_have_a_file_as_soon_as_there_are_two(tmp_path, share, count
 
 @pytest.mark.law
 def test_a_second_run_adds_only_what_is_new(tmp_path, monkeypatch):
-    folder, out, config = tmp_path / "in", tmp_path / "out", ImportConfig(PAD)
+    folder, out, config = tmp_path / "in", tmp_path / "out", ImportConfig(PAD, test_share=0.0)
     record_all(folder, a=20, b=24)
     import_recordings(folder, out, config=config)
     before = {split: stored(out, split) for split in ("train", "test")}
@@ -281,7 +291,11 @@ def test_a_second_run_adds_only_what_is_new(tmp_path, monkeypatch):
     assert sum(len(stored(out, split)) for split in before) == 3
     assert [path.name for path in out.iterdir()] == ["1.1.0"]
     fresh = import_recordings(folder, tmp_path / "fresh", config=config).info
-    np.testing.assert_array_equal(grown.info.median.shape, fresh.median.shape)
+    frames = np.concatenate([e["frames"] for e in read_episodes(out, "train", keys=("frames",))])
+    assert len(frames) == grown.info.splits["train"].frames > 28  # the new file's and a former one's
+    np.testing.assert_array_equal(grown.info.median, np.median(frames, 0).astype(np.uint8))
+    np.testing.assert_allclose(grown.info.mean, frames.mean((0, 1, 2)), atol=1e-3)
+    np.testing.assert_allclose(grown.info.std, frames.std((0, 1, 2)), atol=1e-3)
     assert sum(s.frames for s in grown.info.splits.values()) == sum(s.frames for s in fresh.splits.values())
     (folder / "b.mp4").unlink()
     assert import_recordings(folder, out, config=config).gone == ("b.mp4",)
@@ -342,6 +356,10 @@ def test_other_options_and_other_datasets_are_refused(tmp_path):
     assert read_info(tmp_path / "out").kind == "sprites"
     with pytest.raises(FileExistsError, match="kind 'sprites', to which no recordings can be added"):
         import_recordings(tmp_path / "in", tmp_path / "out")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"x\.npz: recordings are imported into a folder"):
+            import_recordings(tmp_path / "in", tmp_path / "x.npz", overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_a_long_recording_is_handled_in_parts_and_stays_one_episode(tmp_path, monkeypatch):
@@ -381,6 +399,13 @@ def test_the_command_tells_what_it_did_and_info_shows_it(tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main([*command, "--fit", "pad"])
     assert "fit: stored crop, asked pad" in capsys.readouterr().err
+
+
+def test_the_view_of_rlds_is_refused_for_recordings(tmp_path, capsys):
+    record_all(tmp_path / "in", a=20)
+    with pytest.raises(SystemExit):
+        cli.main(["data", "import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--view", "image"])
+    assert "leave --view out" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

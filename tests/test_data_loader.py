@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from worldsim.data import loader as loader_module
 from worldsim.data import make, sprites
-from worldsim.data.arrays import ArraySource
-from worldsim.data.builders import RecordConfig, write_dataset
+from worldsim.data.arrays import ArraySource, save_arrays
+from worldsim.data.builders import RecordConfig, check_out, write_dataset
 from worldsim.data.episode import Episode, Statistics, pieces
+from worldsim.data.info import find_dataset, write_info
 from worldsim.data.loader import Loader, permute
 from worldsim.data.source import export_arrays, open_source, read_episodes, read_info
 
@@ -123,6 +126,69 @@ def test_plain_npz_of_a_user(tmp_path):
     np.testing.assert_array_equal(source[2]["frames"], frames[2])
     with pytest.raises(ValueError, match="no split 'test'; it has train"):
         open_source(tmp_path / "mine.npz", "test")
+
+
+@pytest.mark.law
+def test_a_write_that_is_cut_off_leaves_the_old_files_whole(dataset, tmp_path, monkeypatch):
+    out = export_arrays(dataset, tmp_path / "toy.npz")
+    folder = shutil.copytree(dataset, tmp_path / "toy")
+    info = read_info(folder)
+
+    def cut(file, *_, **__):
+        with file if hasattr(file, "write") else Path(file).open("wb") as stream:
+            stream.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", cut)
+        patch.setattr(np, "savez_compressed", cut)
+        for write in (
+            lambda: write_info(find_dataset(folder), info),
+            lambda: export_arrays(dataset, out),
+            lambda: save_arrays(out, {"train": [{"frames": np.zeros((2, 4, 4, 3), np.uint8)}]}),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                write()
+    for path in (folder, out):
+        assert read_info(path) == info and np.array_equal(read_info(path).median, info.median)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy", "toy.npz"]
+    write_info(find_dataset(folder), dataclasses.replace(info, median=255 - info.median))
+    np.testing.assert_array_equal(read_info(folder).median, 255 - info.median)
+
+
+def test_bad_npz_files_are_refused_with_what_is_wrong(tmp_path):
+    frames = np.zeros((3, 12, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "a.npy", frames)
+    (tmp_path / "a.npy").rename(tmp_path / "single.npz")
+    np.savez(tmp_path / "empty.npz")
+    np.savez(tmp_path / "flat.npz", frames=frames, actions=np.zeros((3, 12), np.float32))
+    np.savez(tmp_path / "bools.npz", frames=frames, actions=np.zeros((3, 12), bool))
+    np.savez(tmp_path / "rows.npz", frames=frames, actions=np.zeros((3, 12, 2), np.int32))
+    mixed = {"actions": np.zeros((3, 12, 2), np.float32), "test/actions": np.zeros((3, 12, 3), np.float32)}
+    np.savez(tmp_path / "mixed.npz", frames=frames, **{"test/frames": frames}, **mixed)
+    np.savez(tmp_path / "header.npz", frames=frames)
+    raw = (tmp_path / "header.npz").read_bytes()
+    (tmp_path / "header.npz").write_bytes(raw.replace(b"(3, 12, 8", b"(3, 12( 8"))
+    for name, match in {
+        "single": r"single\.npz can't be read as an \.npz .*a single array, as an \.npy",
+        "empty": r"empty\.npz holds no arrays; it must hold uint8 'frames'",
+        "flat": r"flat: actions are float32 \[3, 12\] in train; give .* floats \[episodes, t, size\]",
+        "bools": r"bools: actions are bool \[3, 12\] in train",
+        "rows": r"rows: actions are int32 \[3, 12, 2\] in train; give integers \[episodes, t\]",
+        "mixed": r"\[3, 12, 2\] in train, float32 \[3, 12, 3\] in test; .* the same in all splits",
+        "header": r"header\.npz can't be read as an \.npz",
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            read_info(tmp_path / f"{name}.npz")
+    with pytest.raises(FileExistsError, match="is no dataset"):
+        check_out(tmp_path / "single.npz", True)
+
+
+def test_arrays_stored_without_a_median_have_none(tmp_path):
+    info = read_info_template()
+    record = {"frames": np.zeros((12, 8, 8, 3), np.uint8), "actions": np.arange(12) % 2}
+    save_arrays(tmp_path / "a.npz", {"train": [record]}, info)
+    assert read_info(tmp_path / "a.npz") == info and read_info(tmp_path / "a.npz").median is None
 
 
 @pytest.mark.law

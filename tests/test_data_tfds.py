@@ -11,7 +11,7 @@ from PIL import Image
 from worldsim import cli
 from worldsim.data import open_source, read_episodes, read_info
 from worldsim.data.decode import Look
-from worldsim.data.examples import masked_crc, record_offsets
+from worldsim.data.examples import RecordFiles, decode_image, masked_crc, record_offsets
 from worldsim.data.rlds import import_rlds, is_rlds
 from worldsim.data.stores import load_tfds
 
@@ -254,6 +254,22 @@ def test_damaged_record_files_are_named_with_the_place(tmp_path, damage):
         record_offsets(path)
 
 
+def test_a_record_with_flipped_bits_is_named(tmp_path):
+    paths = [tmp_path / "a.tfrecord-0", tmp_path / "a.tfrecord-1"]
+    f = load_tfds().features
+    good = f.FeaturesDict({"x": f.Scalar(dtype=np.int64)}).serialize_example({"x": 7})
+    write_records(paths[0], [good, good], "tfrecord")
+    write_records(paths[1], [good, bytes([good[0] ^ 0x07]) + good[1:]], "tfrecord")
+    files = RecordFiles(paths)
+    assert [files.example(i)["x"].tolist() for i in range(3)] == [[7]] * 3
+    with pytest.raises(ValueError, match=r"a\.tfrecord-1: record 1 is damaged .*copy it again"):
+        files.example(3)
+    raw = bytearray(png(pixels(0)[0]))
+    raw[100] ^= 1
+    with pytest.raises(ValueError, match="damaged picture"):
+        decode_image(bytes(raw))
+
+
 # --- RLDS
 
 
@@ -334,3 +350,15 @@ def test_several_views_must_be_chosen_from(tmp_path):
     with pytest.raises(ValueError, match="views left, right; 'top' is not one"):
         import_rlds(tmp_path / "toy", tmp_path / "out", view="top")
     assert import_rlds(tmp_path / "toy", tmp_path / "out", view="right").source["view"] == "right"
+
+
+def test_options_of_recordings_and_a_wrong_share_are_refused_for_rlds(tmp_path, capsys):
+    rlds(tmp_path / "toy")
+    command = ["data", "import", str(tmp_path / "toy"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--no-actions", "--actions-follow"])
+    assert "leave --no-actions, --actions-follow out" in capsys.readouterr().err
+    for share in (-1, 1, 5, float("nan")):
+        with pytest.raises(ValueError, match=r"test_share .* must lie in \[0, 1\)"):
+            import_rlds(tmp_path / "toy", tmp_path / "out", test_share=share)
+    assert not (tmp_path / "out").exists()

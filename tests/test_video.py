@@ -18,6 +18,11 @@ def moving_square(t, height=64, width=64, channels=3):
     return frames
 
 
+def apart(first, second):
+    """Mean absolute difference, 0 to 255."""
+    return np.abs(first.astype(int) - second).mean()
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webm"])
 @pytest.mark.parametrize("t", [1, 2, 17])
 def test_a_written_movie_comes_back_with_every_frame(tmp_path, suffix, t):
@@ -36,8 +41,11 @@ def test_still_movies_keep_their_repeated_frames(tmp_path):
 
 
 def test_odd_sizes_and_grey_are_encoded_and_scale_is_the_users(tmp_path):
-    path = video.write_video(tmp_path / "odd.mp4", moving_square(3, 31, 45, 1), scale=1)
-    assert video.read_video(path).frames.shape == (3, 32, 46, 3)
+    frames = moving_square(3, 31, 45, 1)
+    back = video.read_video(video.write_video(tmp_path / "odd.mp4", frames, scale=1)).frames
+    assert back.shape == (3, 32, 46, 3)
+    assert apart(back[:, :31, :45], np.broadcast_to(frames, (3, 31, 45, 3))) < 3
+    assert apart(back[:, 31], back[:, 30]) < 3 and apart(back[:, :, 45], back[:, :, 44]) < 3
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -61,7 +69,10 @@ def test_a_picture_is_a_clip_of_one_frame(tmp_path, mode):
 def test_png_output_is_a_sheet_of_all_frames(tmp_path):
     path = video.write_video(tmp_path / "sheet.png", moving_square(20), scale=1)
     sheet = video.read_video(path).frames[0]
-    assert sheet.shape[0] > 2 * 64 and sheet.shape[1] > 16 * 64
+    pitch = 64 + 8
+    for index, frame in enumerate(moving_square(20)):
+        top, left = 6 + index // 16 * pitch, sheet.shape[1] - (16 - index % 16) * pitch + 2
+        assert apart(sheet[top : top + 64, left : left + 64], frame) == 0
 
 
 def test_resizing_enlarged_frames_gives_them_back():
@@ -90,6 +101,8 @@ def broken(tmp_path):
     (tmp_path / "noise.gif").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "noise.png").write_bytes(bytes(range(256)) * 8)
     (tmp_path / "noise.npz").write_bytes(bytes(range(256)) * 8)
+    np.save(tmp_path / "single.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    (tmp_path / "single.npy").rename(tmp_path / "single.npz")
     np.savez(tmp_path / "other.npz", video=np.zeros(3))
     np.savez(tmp_path / "float.npz", frames=np.zeros((2, 4, 4, 3), np.float32))
     np.savez(tmp_path / "none.npz", frames=np.zeros((0, 4, 4, 3), np.uint8))
@@ -100,6 +113,7 @@ def broken(tmp_path):
         "noise.gif": "ffmpeg can't decode it",
         "noise.png": "can't be read as a picture .*save it anew as .png",
         "noise.npz": "not a whole .npz",
+        "single.npz": "not a whole .npz of plain arrays .it is a single array, as an .npy holds",
         "other.npz": r"holds arrays \['video'\]; it must hold 'frames'",
         "float.npz": r"uint8.*got float32 \[2, 4, 4, 3\]",
         "none.npz": "holds 0 frames; give a file with at least 1",

@@ -160,7 +160,7 @@ class Taking:
     Attributes:
       actions: take NAME.actions.npy or .csv beside a recording: a row a frame, integers or floats.
       actions_follow: they are stored with the frame that they follow, not with the one they lead to.
-      test_share: share of the files that is held out.
+      test_share: share of the files, or of an RLDS set's episodes, that is held out.
       view: of an RLDS folder, the observation to take.
       overwrite: forget what is in the dataset and import all anew.
     """
@@ -211,13 +211,18 @@ def import_folder(
     out = out or Path("data") / folder.resolve().name
     look = Look(shape.height or shape.size, shape.width or shape.size, shape.fit, shape.fps)
     if is_rlds(folder):
-        if beam is not None:
+        given = {"--beam-runner": beam is not None, "--no-actions": not taking.actions,
+                 "--actions-follow": taking.actions_follow}  # fmt: skip
+        if wrong := [name for name, is_given in given.items() if is_given]:
             raise ValueError(
-                f"{folder} is an RLDS folder, which is rewrapped without decoding; leave --beam-runner out."
+                f"{folder} is an RLDS folder, which is rewrapped as it is, its actions included; leave "
+                f"{', '.join(wrong)} out."
             )
         import_rlds(folder, out, look=look, view=taking.view, test_share=taking.test_share,
                     overwrite=taking.overwrite, progress=Counter("rewrapping"))  # fmt: skip
     else:
+        if taking.view is not None:
+            raise ValueError(f"{folder} is no RLDS folder, and recordings have one view; leave --view out.")
         config = ImportConfig(look, taking.actions, taking.actions_follow, taking.test_share)
         done = import_recordings(
             folder, out, config=config, overwrite=taking.overwrite, progress=Counter("importing"), beam=beam

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from worldsim.config import ActionConfig
+from worldsim.data.arrays import UNREADABLE
 from worldsim.types import Actions
 
 KINDS = (".actions.npy", ".actions.csv")
@@ -43,8 +44,8 @@ def read_rows(path: Path) -> Actions:
       ValueError: unreadable, of another shape or kind, negative, infinite or not a number.
     """
     try:
-        rows = np.load(path, allow_pickle=False) if path.suffix == ".npy" else _read_csv(path)
-    except (OSError, EOFError, ValueError) as error:
+        rows = _read_npy(path) if path.suffix == ".npy" else _read_csv(path)
+    except (*UNREADABLE, csv.Error) as error:
         raise ValueError(f"{path.name} can't be read ({error})") from error
     discrete = rows.dtype.kind in "iu" and rows.ndim == 1
     continuous = rows.dtype.kind == "f" and rows.ndim in (1, 2) and rows.size > 0
@@ -62,6 +63,12 @@ def read_rows(path: Path) -> Actions:
     if bad.any():
         raise ValueError(f"{path.name} has a value that is no finite number in row {int(np.argmax(bad))}")
     return rows
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    """One plain array; unlike ``np.load``, no ``.npz`` under another name."""
+    with path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_csv(path: Path) -> np.ndarray:

@@ -9,6 +9,7 @@ prepared dataset in this form, its info included.
 from __future__ import annotations
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,12 @@ from worldsim.data.info import DataInfo, SplitInfo, info_from_json, info_to_json
 
 KEYS = ("frames", "actions")
 INFO_KEY, MEDIAN_KEY = "worldsim", "median"
+
+UNREADABLE = (
+    OSError, ValueError, EOFError, SyntaxError, MemoryError, RuntimeError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises of files that are no ``.npy`` or ``.npz``, or damaged ones."""
 
 
 class ArraySource:
@@ -76,6 +83,18 @@ class ArraySource:
         return {name: rows[index, : self.lengths[index]] for name, rows in self._data.items()}
 
 
+def open_arrays(path: Path) -> np.lib.npyio.NpzFile:
+    """The arrays of an ``.npz`` by name, each read when it is asked for.
+
+    Raises:
+      UNREADABLE: it is none; a single array as of an ``.npy`` is a ValueError.
+    """
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError("it is a single array, as an .npy holds; save it with np.savez")
+    return file
+
+
 def read_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of each split of an ``.npz``.
 
@@ -86,37 +105,51 @@ def read_arrays(path: Path) -> dict[str, dict[str, np.ndarray]]:
         raise FileNotFoundError(f"No file {path}; give an .npz with uint8 'frames' [episodes, t, h, w, c].")
     splits: dict[str, dict[str, np.ndarray]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             for name in file.files:
                 if name not in (INFO_KEY, MEDIAN_KEY):
                     split, _, key = name.rpartition("/")
                     splits.setdefault(split or "train", {})[key] = file[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} can't be read as an .npz of plain arrays: {error}.") from error
+    if not splits:
+        raise ValueError(f"{path} holds no arrays; it must hold uint8 'frames' [episodes, t, h, w, c].")
     return splits
 
 
 def is_dataset(path: Path) -> bool:
     """Whether an ``.npz`` was written by :func:`save_arrays` with an info."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_arrays(path) as file:
             return INFO_KEY in file.files
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+    except UNREADABLE:
         return False
 
 
 def read_array_info(path: Path) -> DataInfo:
-    """The info stored in an ``.npz`` by :func:`export_arrays`, else one worked out from its arrays."""
+    """The info stored in an ``.npz`` by :func:`export_arrays`, else one worked out from its arrays.
+
+    Raises:
+      FileNotFoundError, ValueError: as :func:`read_arrays`; or its arrays can't be used.
+    """
     if path.exists() and is_dataset(path):
-        with np.load(path, allow_pickle=False) as file:
-            return info_from_json(json.loads(str(file[INFO_KEY])), file[MEDIAN_KEY])
+        try:
+            with open_arrays(path) as file:
+                median = file[MEDIAN_KEY] if MEDIAN_KEY in file.files else None
+                return info_from_json(json.loads(str(file[INFO_KEY])), median)
+        except UNREADABLE as error:
+            raise ValueError(f"{path}: its info can't be read: {error}") from error
     return describe_arrays(path.stem, read_arrays(path))
 
 
 def describe_arrays(
     name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, fps: float = 15.0
 ) -> DataInfo:
-    """The info of plain arrays: whole-number actions are discrete, the largest seen is the last."""
+    """The info of plain arrays: whole-number actions are discrete, the largest seen is the last.
+
+    Raises:
+      ValueError: frames or actions of another dtype or shape.
+    """
     statistics = Statistics()
     counts = {}
     for split, arrays in splits.items():
@@ -127,20 +160,31 @@ def describe_arrays(
         total = int(source.lengths.sum())
         counts[split] = SplitInfo(episodes=len(source), frames=total, records=len(source))
     first = next(iter(splits.values()))
-    actions = [arrays["actions"] for arrays in splits.values() if "actions" in arrays]
-    if not actions:
-        action = ActionConfig()
-    elif np.issubdtype(actions[0].dtype, np.integer):
-        action = ActionConfig("discrete", int(max(rows.max() for rows in actions)) + 1)
-    else:
-        action = ActionConfig("continuous", actions[0].shape[-1])
     height, width, channels = first["frames"].shape[2:]
     mean, std = statistics.mean_std()
     return DataInfo(
-        name=name, kind="arrays", height=height, width=width, channels=channels, fps=fps, action=action,
-        keys=tuple(key for key in first if key != "lengths"), splits=counts, mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()), median=statistics.median(),
+        name=name, kind="arrays", height=height, width=width, channels=channels, fps=fps,
+        action=_action(name, splits), keys=tuple(key for key in first if key != "lengths"), splits=counts,
+        mean=tuple(mean.tolist()), std=tuple(std.tolist()), median=statistics.median(),
     )  # fmt: skip
+
+
+def _action(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> ActionConfig:
+    """Integers ``[episodes t]`` are discrete, floats ``[episodes t a]`` continuous; nothing else is taken."""
+    actions = {split: arrays["actions"] for split, arrays in splits.items() if "actions" in arrays}
+    kinds = {(rows.dtype.kind.replace("u", "i"), *rows.shape[2:]) for rows in actions.values()}
+    match [*kinds]:
+        case []:
+            return ActionConfig()
+        case [("i",)]:
+            return ActionConfig("discrete", int(max(rows.max() for rows in actions.values())) + 1)
+        case [("f", size)]:
+            return ActionConfig("continuous", size)
+    told = ", ".join(f"{rows.dtype} {list(rows.shape)} in {split}" for split, rows in actions.items())
+    raise ValueError(
+        f"{name}: actions are {told}; give integers [episodes, t] or floats [episodes, t, size], the same in "
+        "all splits."
+    )
 
 
 def save_arrays(
@@ -148,7 +192,19 @@ def save_arrays(
     splits: Mapping[str, Sequence[Mapping[str, np.ndarray]]],
     info: DataInfo | None = None,
 ) -> None:
-    """Write records as an ``.npz``, shorter ones padded by zeros and told by ``lengths``."""
+    """Write records as an ``.npz``, shorter ones padded by zeros and told by ``lengths``.
+
+    A file that is there is replaced as a whole, once all is written.
+    """
+    if isinstance(file, Path):
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            with partial.open("wb") as stream:
+                save_arrays(stream, splits, info)
+            partial.replace(file.with_name(file.name.removesuffix(".npz") + ".npz"))  # as NumPy names it
+        finally:
+            partial.unlink(missing_ok=True)
+        return
     flat: dict[str, np.ndarray] = {}
     for split, records in splits.items():
         lengths = np.array([len(record["frames"]) for record in records])

@@ -61,13 +61,12 @@ class RecordFiles:
     """The records of some files by number, as bytes."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._array = None
+        self._array, self._paths = None, list(paths)
         if paths and ".array_record-" in paths[0].name:
             module = importlib.import_module("array_record.python.array_record_data_source")
             self._array = module.ArrayRecordDataSource([str(path) for path in paths])
             self._count = len(self._array)
             return
-        self._paths = list(paths)
         self._offsets = [record_offsets(path) for path in paths]
         self._ends = np.cumsum([len(offsets) for offsets in self._offsets])
         self._count = int(self._ends[-1]) if len(self._ends) else 0
@@ -80,12 +79,32 @@ class RecordFiles:
             raise IndexError(f"record {index} of {self._count}")
         if self._array is not None:
             return self._array[int(index)]
-        file = int(np.searchsorted(self._ends, index, side="right"))
-        place = index - (int(self._ends[file - 1]) if file else 0)
+        file, place = self._place(index)
         start, length = self._offsets[file][place].tolist()
         with self._paths[file].open("rb") as stream:
             stream.seek(start)
             return stream.read(length)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which TFRecord file holds a record, and its number there."""
+        file = int(np.searchsorted(self._ends, index, side="right"))
+        return file, index - (int(self._ends[file - 1]) if file else 0)
+
+    def example(self, index: int) -> Example:
+        """The named lists of a record.
+
+        Raises:
+          ValueError: it is damaged; its file (its folder where that is ArrayRecord) and number are named.
+        """
+        raw = self[index]
+        try:
+            return parse_example(raw)
+        except ValueError as error:
+            home, place = self._paths[0].parent, index
+            if self._array is None:
+                file, place = self._place(index)
+                home = self._paths[file]
+            raise ValueError(f"{home}: record {place} is damaged ({error}); copy it again.") from error
 
 
 def record_offsets(path: Path) -> Int[np.ndarray, "n 2"]:
@@ -130,11 +149,20 @@ def masked_crc(data: bytes) -> int:
 
 
 def parse_example(raw: bytes) -> Example:
-    """The named lists of a serialized ``tf.train.Example``."""
+    """The named lists of a serialized ``tf.train.Example``.
+
+    Raises:
+      ValueError: it is none.
+    """
     load_tfds()
     module = importlib.import_module("tensorflow_datasets.proto").tf_example_pb2
+    message = importlib.import_module("google.protobuf.message")
+    try:
+        features = module.Example.FromString(raw).features
+    except message.DecodeError as error:
+        raise ValueError(f"no tf.train.Example: {error}") from error
     parsed: Example = {}
-    for name, feature in module.Example.FromString(raw).features.feature.items():
+    for name, feature in features.feature.items():
         match feature.WhichOneof("kind"):
             case "bytes_list":
                 parsed[name] = list(feature.bytes_list.value)
@@ -151,9 +179,16 @@ def is_image(data: bytes) -> bool:
 
 
 def decode_image(data: bytes) -> UInt8[np.ndarray, "h w c"]:
-    """A PNG or JPEG as pixels, grey (one channel) or RGB."""
+    """A PNG or JPEG as pixels, grey (one channel) or RGB.
+
+    Raises:
+      ValueError: it is damaged.
+    """
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"A record holds a damaged picture ({error}); copy its files again.") from error
     return pixels.reshape(*pixels.shape[:2], -1)

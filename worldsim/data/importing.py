@@ -76,12 +76,14 @@ def import_recordings(
     Raises:
       FileNotFoundError: no such folder.
       FileExistsError: ``out`` holds something else than imported recordings.
-      ValueError: no recording, none that can be used (all reasons are given), options other than those
-        of the dataset at ``out``, or a runner or options that Beam does not take.
+      ValueError: an ``.npz`` as ``out``, no recording, none that can be used (all reasons are given),
+        options other than those of the dataset at ``out``, or a runner or options that Beam does not take.
       ModuleNotFoundError: tensorflow-datasets is missing, or with ``beam`` apache-beam.
       RuntimeError: Beam failed; what is at ``out`` stays as it was.
     """
     root = Path(out).absolute()
+    if root.suffix == ".npz":
+        raise ValueError(f"{root}: recordings are imported into a folder; give one without .npz.")
     former = None if overwrite else former_info(root, config)
     if former is None:
         check_out(root, overwrite)
@@ -123,8 +125,6 @@ def former_info(root: Path, config: ImportConfig) -> DataInfo | None:
       FileExistsError: a dataset that was not imported.
       ValueError: it was imported with other options; all that differ are named.
     """
-    if root.suffix == ".npz":
-        raise ValueError(f"{root}: recordings are imported into a folder; give one without .npz.")
     if not root.is_dir() or not any(root.glob("*/dataset_info.json")):
         return None
     info = read_folder_info(root)

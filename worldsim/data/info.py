@@ -175,9 +175,12 @@ def info_from_json(values: dict[str, Any], median: UInt8[np.ndarray, "h w c"] | 
 
 
 def write_info(folder: Path, info: DataInfo) -> None:
-    """Store the info beside the records; one that is there is replaced as a whole."""
+    """Store the info beside the records; each of its files that is there is replaced as a whole."""
     if info.median is not None:
-        np.save(folder / MEDIAN_FILE, info.median)
+        partial = folder / f".{MEDIAN_FILE}.partial"
+        with partial.open("wb") as file:
+            np.save(file, info.median)
+        partial.replace(folder / MEDIAN_FILE)
     partial = folder / f".{INFO_FILE}.partial"
     partial.write_text(json.dumps(info_to_json(info), indent=1))
     partial.replace(folder / INFO_FILE)

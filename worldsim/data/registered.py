@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from worldsim.config import ActionConfig
 from worldsim.data.actions import aligned, null_row
-from worldsim.data.examples import Example, RecordFiles, decode_image, parse_example, prepared_splits
+from worldsim.data.examples import Example, RecordFiles, decode_image, prepared_splits
 from worldsim.data.info import (
     INFO_FILE,
     DataInfo,
@@ -132,7 +132,7 @@ class RegisteredSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         kept = self._cache.get(int(index))
         if kept is None:
-            kept = _rows(parse_example(self._files[int(self._picks[index])]), self._layout, self._keys)
+            kept = _rows(self._files.example(int(self._picks[index])), self._layout, self._keys)
             size = sum(array.nbytes for array in kept.values())
             if size <= self._room:
                 self._room -= size
@@ -203,7 +203,7 @@ def _measure(folder: Path, layout: Layout, splits: dict[str, list[Path]], sizes:
     """Count the frames of all records; decode some of the first split's for statistics."""
     counted, files = {}, {split: RecordFiles(paths) for split, paths in splits.items()}
     for split, records in files.items():
-        lengths = [len(parse_example(records[i]).get(layout.frames, ())) for i in range(len(records))]
+        lengths = [len(records.example(i).get(layout.frames, ())) for i in range(len(records))]
         counted[split] = SplitInfo(
             episodes=len(lengths), frames=sum(lengths), records=len(lengths), lengths=tuple(lengths)
         )
@@ -211,7 +211,7 @@ def _measure(folder: Path, layout: Layout, splits: dict[str, list[Path]], sizes:
     if not first or not len(files[first]) or 0 in counted[first].lengths:
         raise ValueError(f"{folder} holds no records with the feature {layout.frames!r} of its table entry.")
     records = files[first]
-    example = parse_example(records[0])
+    example = records.example(0)
     keys = ("frames",) + ("actions",) * (layout.actions is not None)
     rows = _rows(example, layout, keys)
     size = rows["actions"].shape[1] if "actions" in rows else 0
@@ -222,6 +222,4 @@ def _measure(folder: Path, layout: Layout, splits: dict[str, list[Path]], sizes:
         splits={first: counted.pop(first), **counted}, mean=(), std=(), source={"files": sizes},
     )  # fmt: skip
     picks = np.unique(np.linspace(0, len(records) - 1, _SAMPLE).astype(int)).tolist()
-    return with_statistics(
-        info, (_rows(parse_example(records[i]), layout, ("frames",))["frames"] for i in picks)
-    )
+    return with_statistics(info, (_rows(records.example(i), layout, ("frames",))["frames"] for i in picks))

@@ -19,14 +19,7 @@ from worldsim.data.actions import aligned
 from worldsim.data.builders import Progress, check_out, dataset_name, write_dataset
 from worldsim.data.decode import Look
 from worldsim.data.episode import Episode
-from worldsim.data.examples import (
-    Example,
-    RecordFiles,
-    decode_image,
-    is_image,
-    parse_example,
-    prepared_splits,
-)
+from worldsim.data.examples import Example, RecordFiles, decode_image, is_image, prepared_splits
 from worldsim.data.info import DataInfo, find_dataset
 from worldsim.data.video import resize_clip
 from worldsim.types import Clip, Frames
@@ -66,8 +59,11 @@ def import_rlds(
     Raises:
       FileNotFoundError: no prepared set there.
       FileExistsError: ``out`` is there and ``overwrite`` is False.
-      ValueError: no such view, or several to choose from; they are named.
+      ValueError: no such view, or several to choose from (they are named), a test share that is none, or a
+        damaged record.
     """
+    if not 0 <= test_share < 1:
+        raise ValueError(f"import_rlds: test_share {test_share} must lie in [0, 1).")
     source = find_dataset(folder)
     check_out(Path(out), overwrite)
     splits = {split: RecordFiles(paths) for split, paths in prepared_splits(source).items()}
@@ -75,14 +71,12 @@ def import_rlds(
     if not splits:
         raise ValueError(f"{source} holds no episodes.")
     first = next(iter(splits.values()))
-    example = parse_example(first[0])
+    example = first.example(0)
     view = pick_view(example, view, source)
     rows = step_actions(example)
     largest = 0
     if rows is not None and rows.ndim == 1:
-        every = (
-            step_actions(parse_example(files[i])) for files in splits.values() for i in range(len(files))
-        )
+        every = (step_actions(files.example(i)) for files in splits.values() for i in range(len(files)))
         largest = max(int(found.max(initial=0)) for found in every if found is not None)
     action = ActionConfig() if rows is None else (
         ActionConfig("discrete", largest + 1) if rows.ndim == 1 else ActionConfig("continuous", rows.shape[1])
@@ -180,4 +174,4 @@ def _episodes(
 ) -> Iterator[Episode]:
     for split, group in itertools.groupby(picks, key=lambda pick: pick[0]):
         for _, index in group:
-            yield to_episode(parse_example(splits[split][index]), view, look)
+            yield to_episode(splits[split].example(index), view, look)

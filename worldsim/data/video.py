@@ -8,8 +8,6 @@ clip has them ``actions``, ``mask`` and ``fps``.
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from worldsim.data.arrays import UNREADABLE, open_arrays
 from worldsim.data.sheet import contact_sheet, enlargement, upscale
 from worldsim.types import Clip, Frames
 
@@ -198,9 +197,9 @@ def _suffix(path: Path, allowed: tuple[str, ...], verb: str) -> str:
 
 def _read_npz(path: Path) -> Clip:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with open_arrays(path) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a whole .npz of plain arrays ({error}); write it anew.") from error
     unknown = sorted(set(arrays) - {"frames", "actions", "mask", "fps"})
     if "frames" not in arrays or unknown:
