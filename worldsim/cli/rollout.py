@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,21 +109,18 @@ def rollout(
 
 
 def _check_movie(out: Path, stood: Path, frames: int) -> None:
-    """Refuse a movie that is not as long as what was left beside it says; its packets are counted, undecoded.
+    """Refuse a movie that is not as long as what was left beside it says.
 
     They part where a rollout breaks off after its movie was joined and before its standing was saved.
 
     Raises:
       ValueError: with both numbers.
     """
-    import imageio_ffmpeg
+    from worldsim.data.movie import count_frames
 
     if not out.is_file():
         return  # which is refused where it is opened
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(out)]
-    listing = [*command, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "-"]
-    lines = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
-    has = sum(not line.startswith("#") for line in lines)
+    has = count_frames(out)
     if has != frames:
         raise ValueError(
             f"rollout: --resume, but {out} has {has} frames and {stood} was left at {frames}; bring the "

@@ -92,6 +92,16 @@ class MovieWriter:
             self._target.unlink(missing_ok=True)
 
 
+def count_frames(path: Path) -> int:
+    """Frames of a movie: its packets are counted, undecoded; a file that is no movie has none."""
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(path)]
+    listing = [*command, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "-"]
+    lines = subprocess.run(listing, capture_output=True, text=True).stdout.splitlines()
+    return sum(not line.startswith("#") for line in lines)
+
+
 @contextmanager
 def _deaf() -> Iterator[None]:
     """Processes begun here do not hear Ctrl-C or SIGTERM, which terminals send to all of a group."""

@@ -111,4 +111,12 @@ def _features(found: dict[str, Array], width: int) -> tuple[Float[Array, "v n"],
     vectors = jax.lax.stop_gradient(found["looks/vectors"])
     hidden = nnx.gelu(vectors @ found["looks/up/kernel"] + found["looks/up/bias"])
     out = hidden @ found["looks/down/kernel"] + found["looks/down/bias"]
-    return out[:, :width], out[:, width:]
+    out = _whole(out)  # columns spread as the embeddings' are would move between devices when they are parted
+    return _whole(out[:, :width]), _whole(out[:, width:])
+
+
+def _whole(features: Float[Array, "v n"]) -> Float[Array, "v n"]:
+    """The same on every device of the mesh that is set, and so are their gradients."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return features
+    return jax.lax.with_sharding_constraint(features, jax.sharding.PartitionSpec())
