@@ -31,6 +31,13 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def refine_head(**changes):
+    config = tiny.config()
+    return tiny.model(
+        "refine", dataclasses.replace(config, refine=dataclasses.replace(config.refine, **changes))
+    )
+
+
 @pytest.fixture(scope="module")
 def world():
     return tiny.make_world(tiny.config())
@@ -81,11 +88,33 @@ def test_detail_depends_on_the_codes_next_to_it_and_on_no_others_detail():
 
 
 def test_guidance_of_one_is_none_and_two_is_further_from_the_unconditional():
-    head = tiny.model("refine", tiny.config())
+    """In one step of Euler it is so exactly; 0 is the unconditional. The next of two is the last of both."""
     q, noise = normal(0, 1, P, 2, 2, 4), normal(1, 1, 1, 2, 2, 4)
-    draw = lambda g: np.asarray(head.draw(q, noise, jnp.int32(2), guidance=g))
-    np.testing.assert_allclose(draw(1.0), draw(1.0 + 1e-6), atol=1e-3)
-    assert np.abs(draw(2.0) - draw(1.0)).max() > 1e-3
+    mean = {}
+    for guidance in (0.0, 1.0, 1.0 + 1e-6, 2.0):
+        head = refine_head(guidance=guidance, sampler="euler")
+        mean[guidance] = np.asarray(head.draw(q, noise, jnp.int32(1)))
+        both = head.draw(q[:, :2], noise, jnp.int32(3), sides=jnp.array([[[False, False], [True, False]]]))
+        following = head.draw_next(q[:, :2], noise, jnp.int32(3), before=jnp.bool_(True))
+        np.testing.assert_allclose(following[:, 0], both[:, 1], atol=1e-5)
+    np.testing.assert_allclose(mean[1.0], mean[1.0 + 1e-6], atol=1e-3)
+    np.testing.assert_allclose(mean[2.0] - mean[1.0], mean[1.0] - mean[0.0], atol=1e-4)
+    assert np.abs(mean[2.0] - mean[1.0]).max() > 1e-3
+
+
+def test_the_config_names_the_sampler():
+    q, noise = normal(0, 1, P, 2, 2, 4), normal(1, 1, 1, 2, 2, 4)
+    drawn = {
+        name: refine_head(sampler=name).draw(q, noise, jnp.int32(3))
+        for name in ("euler", "heun", "ddim", "flow")
+    }
+    for name in ("ddim", "flow"):
+        np.testing.assert_allclose(drawn[name], drawn["euler"], atol=1e-4)
+    assert np.abs(drawn["heun"] - drawn["euler"]).max() > 1e-3
+    config = RefineConfig()
+    object.__setattr__(config, "sampler", "rk4")  # past the type checks of tests
+    with pytest.raises(ValueError, match="sampler 'rk4'; take euler, heun"):
+        config.__post_init__()
 
 
 @pytest.mark.parametrize("steps", [0, 3])

@@ -230,6 +230,9 @@ class RefineConfig:
         alone.
       neighbours: it sees the codes of the chunks before and after.
       low, high: noise levels between which a draw goes, in units of the residual's deviation.
+      sampler: how a draw goes from one to the other; ``ddim`` and ``flow`` are ``euler`` in other variables.
+      guidance: 1 draws as trained; above it, detail more typical of these codes than of any, at twice the
+        cost; for heads that trained without codes now and then (``refine_loss.null``).
       kind: ``diffusion``, or ``regression``: the mean residual in one step, a baseline.
     """
 
@@ -241,10 +244,15 @@ class RefineConfig:
     neighbours: bool = True
     low: float = 0.2
     high: float = 2.5
+    sampler: Literal["euler", "heun", "ddim", "flow"] = "heun"
+    guidance: float = 1.0
     kind: Literal["diffusion", "regression"] = "diffusion"
 
     def __post_init__(self) -> None:
-        check_ranges(self, **{"[1, inf)": ("width", "layers", "heads", "mlp"), "[0, inf)": ("radius",)})
+        ranges = {"[1, inf)": ("width", "layers", "heads", "mlp"), "[0, inf)": ("radius", "guidance")}
+        check_ranges(self, **ranges)
+        if self.sampler not in ("euler", "heun", "ddim", "flow"):
+            raise ValueError(f"RefineConfig: sampler {self.sampler!r}; take euler, heun, ddim or flow.")
         if self.width % self.heads or self.kind not in ("diffusion", "regression"):
             raise ValueError(
                 f"RefineConfig: width {self.width} over {self.heads} heads, kind {self.kind!r}; the width "

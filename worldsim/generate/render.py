@@ -40,7 +40,7 @@ class Renderer:
     frames_per_chunk: int
 
 
-@partial(jax.jit, static_argnames=("graphs", "guidance"))
+@partial(jax.jit, static_argnames="graphs")
 def draw(
     graphs: tuple[nnx.GraphDef, nnx.GraphDef | None],
     params: tuple[Any, Any],
@@ -48,7 +48,6 @@ def draw(
     sides: Bool[Array | np.ndarray, "p 2"],
     keys: Array,
     steps: Int[Array, ""],
-    guidance: float,
 ) -> UInt8[Array, "b t H W c"]:
     """Frames of chunks in the order of time, as one program; arguments as of :func:`render`.
 
@@ -59,7 +58,7 @@ def draw(
     latents = model.quantizer.lookup(codes)
     if graphs[1] is not None:
         head, noise = nnx.merge(graphs[1], params[1]), _noise(keys, latents.shape[2:])
-        latents = head.draw(latents, noise, steps, sides=sides[None], guidance=guidance)
+        latents = head.draw(latents, noise, steps, sides=sides[None])
     return to_uint8(model.decode(latents, sides=sides[None]))
 
 
@@ -117,7 +116,6 @@ def render(
     keys: Array,
     *,
     refine_steps: int = 4,
-    guidance: float = 1.0,
     window: Window = "final",
     only: slice = slice(None),
 ) -> UInt8[np.ndarray, "b t H W c"]:
@@ -133,7 +131,6 @@ def render(
       keys: ``[b]``, of the detail: the same noise in all chunks of a clip, so that what stands still is
         drawn still.
       refine_steps: of the refinement; 0 decodes the codes alone.
-      guidance: of the refinement, 1 is none.
       window: ``final`` sees both sides, ``streaming`` only what came before, ``cyclic`` takes the first
         chunk for what follows the last.
       only: which chunks to draw; the others are there to be seen by them.
@@ -158,7 +155,6 @@ def render(
             sides[rows] & there[:, None],
             keys,
             jnp.int32(refine_steps),
-            guidance,
         )
         f = frames.shape[1] // len(rows)
         parts.append((frames, halo * f, f * min(BLOCK, last - start)))

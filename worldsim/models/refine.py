@@ -148,8 +148,6 @@ class RefineHead(nnx.Module):
         steps: Int[Array, ""],
         *,
         sides: Bool[Array, "#b p 2"] | None = None,
-        guidance: float = 1.0,
-        sampler: diffusion.Sampler = "heun",
     ) -> Float[Array, "b p h w z"]:
         """Latents with their detail: q and a drawn residual.
 
@@ -158,14 +156,9 @@ class RefineHead(nnx.Module):
           noise: standard normal. The same for all chunks of a clip, a still picture keeps a still texture.
           steps: of the sampler; a regression head takes one whatever is asked.
           sides: as :meth:`condition` takes them.
-          guidance: 1 draws as trained; above it, detail more typical of these codes than of any, at twice
-            the cost.
-          sampler: see :mod:`worldsim.ops.diffusion`.
         """
-        conditions = [self.condition(q, sides=sides)]
-        if guidance != 1.0:
-            conditions.append(self.condition(q, sides=sides, null=jnp.ones(len(q), bool)))
-        return self._draw(q, noise, steps, conditions, guidance=guidance, sampler=sampler)
+        known = [self.condition(q, sides=sides, null=null) for null in self._nulls(len(q))]
+        return self._draw(q, noise, steps, known)
 
     def draw_next(
         self,
@@ -176,25 +169,22 @@ class RefineHead(nnx.Module):
         before: Bool[Array, ""],
     ) -> Float[Array, "b 1 h w z"]:
         """:meth:`draw` for the second of two chunks alone; it sees the first if ``before``."""
-        both = self.condition(q)
-        sides = jnp.zeros((len(q), 1, 2), bool).at[..., 0].set(before & self.config.neighbours)
-        # In a row of one chunk the chunk before stands in its place.
-        shown = tuple((keys[:, :1], values[:, :1]) for keys, values in both.shown)
-        known = Condition(both.tokens[:, 1:], shown, sides)
-        return self._draw(q[:, 1:], noise, steps, [known], guidance=1.0, sampler="heun")
+        known = []
+        for null in self._nulls(len(q)):
+            both = self.condition(q, null=null)
+            # In a row of one chunk the chunk before stands in its place.
+            shown = tuple((keys[:, :1], values[:, :1]) for keys, values in both.shown)
+            known.append(Condition(both.tokens[:, 1:], shown, both.sides[:, 1:] & before))
+        return self._draw(q[:, 1:], noise, steps, known)
 
-    def _draw(
-        self,
-        q: Array,
-        noise: Array,
-        steps: Array,
-        conditions: Sequence[Condition],
-        *,
-        guidance: float,
-        sampler: diffusion.Sampler,
-    ) -> Array:
+    def _nulls(self, b: int) -> list[Array | None]:
+        """What clips are conditioned on, for :meth:`condition`: what they have, and nothing for guidance."""
+        return [None] if self.config.guidance == 1.0 else [None, jnp.ones(b, bool)]
+
+    def _draw(self, q: Array, noise: Array, steps: Array, conditions: Sequence[Condition]) -> Array:
         """q and a residual drawn under the first condition, away from the second where there is one."""
         b, config = q.shape[0], self.config
+        guidance = config.guidance
         noise = jnp.broadcast_to(noise, q.shape)
 
         def denoise(x: Array, sigma: Array) -> Array:
@@ -205,6 +195,6 @@ class RefineHead(nnx.Module):
             residual = denoise(jnp.zeros_like(q), jnp.asarray(config.high))
         else:
             residual = diffusion.sample(
-                denoise, noise, steps, low=config.low, high=config.high, sampler=sampler
+                denoise, noise, steps, low=config.low, high=config.high, sampler=config.sampler
             )
         return q + residual * self.scale[...]
