@@ -34,7 +34,7 @@ from worldsim.generate.loop import all_nats, block_size, branches, sweep, sweep_
 from worldsim.generate.render import render, tokenize
 from worldsim.generate.ring import Looker, Ring
 from worldsim.ops.faults import loop_faults
-from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
+from worldsim.ops.scores import loop_ratios
 from worldsim.plan import Plan
 from worldsim.types import Clip
 from worldsim.worlds import clips
@@ -287,13 +287,7 @@ def clip_rows(
         kept, nats = traced.kept(n, s, choose)
         frames = drawn(world, kept)
         frames[:, : opening.shape[1]] = opening
-        scores = {
-            "seam": [seam_ratio(x) for x in frames],
-            "jerk": [jerk_ratio(x) for x in frames],
-            "peak": [peak_ratio(x) for x in frames],
-            "motion": [motion_ratio(x, [clip.frames for clip in real]) for x in frames],
-            "worst": nats.max(1),
-        }
+        scores = loop_ratios(list(frames), [clip.frames for clip in real]) | {"worst": nats.max(1)}
         faults = sum(bool(loop_faults(x, [c.frames])) for x, c in zip(frames, real, strict=True))
         rows.append(
             {"frames": total, "turns": turns, "candidates": n, "sweeps": s, "kept": choose}

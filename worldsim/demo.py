@@ -16,7 +16,7 @@ from worldsim.data.video import write_video
 from worldsim.generate.extend import World
 from worldsim.generate.requests import Generated, extend_request, infill_request, loop_request
 from worldsim.generate.rollout import Dials
-from worldsim.ops.scores import PSNR_CAP, jerk_ratio, motion_ratio, peak_ratio, psnr, seam_ratio
+from worldsim.ops.scores import PSNR_CAP, loop_ratios, peak_ratio, psnr
 from worldsim.types import Clip
 
 KNOWN, NEW, GAP = 16, 32, 16
@@ -124,13 +124,8 @@ def score(made: dict[str, list[Generated]], clips: Sequence[Clip]) -> dict[str, 
     }
     loops = [result.clip.frames for result in made["loop"]]
     real = [clip.frames for clip in clips]
-    each = {
-        "seam_ratio": [seam_ratio(frames) for frames in loops],
-        "jerk_ratio": [jerk_ratio(frames) for frames in loops],
-        "peak_ratio": [peak_ratio(frames) for frames in loops],
-        "peak_ratio_real": [peak_ratio(frames[:NEW], loop=False) for frames in real],
-        "motion_ratio": [motion_ratio(frames, real) for frames in loops],
-    }
+    each = {f"{name}_ratio": values for name, values in loop_ratios(loops, real).items()}
+    each["peak_ratio_real"] = [peak_ratio(frames[:NEW], loop=False) for frames in real]
     for name, values in each.items():
         finite = np.isfinite(values)  # a loop of a clip that stands still has no ratio
         report[name] = round(float(np.mean(values, where=finite)), 4) if finite.any() else None

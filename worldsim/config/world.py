@@ -244,8 +244,8 @@ class RefineConfig:
     neighbours: bool = True
     low: float = 0.2
     high: float = 2.5
-    sampler: Literal["euler", "heun", "ddim", "flow"] = "heun"
-    guidance: float = 1.0
+    sampler: Literal["euler", "heun", "ddim", "flow"] = added("heun")
+    guidance: float = added(1.0)
     kind: Literal["diffusion", "regression"] = "diffusion"
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from worldsim.data.video import fit_into
+
 SUFFIXES = (".mp4", ".webm", ".mov", ".gif")
 
 Frame = UInt8[np.ndarray, "h w 3"]
@@ -174,18 +176,6 @@ def inner_size(shape: tuple[float, float], box: tuple[int, int], fit: str) -> tu
     factors = box[0] / shape[0], box[1] / shape[1]
     factor = max(factors) if fit == "crop" else min(factors)
     return max(1, round(shape[0] * factor)), max(1, round(shape[1] * factor))
-
-
-def fit_into(frame: UInt8[np.ndarray, "_ _ 3"], box: tuple[int, int]) -> Frame:
-    """The middle of a frame, where it overhangs the box, amid black where it does not fill it."""
-    canvas = np.zeros((*box, 3), np.uint8)
-    here, there = [], []
-    for inner, outer in zip(frame.shape[:2], box, strict=True):
-        size = min(inner, outer)
-        here.append(slice((inner - size) // 2, (inner - size) // 2 + size))
-        there.append(slice((outer - size) // 2, (outer - size) // 2 + size))
-    canvas[there[0], there[1]] = frame[here[0], here[1]]
-    return canvas
 
 
 def at_rate(timed: Timed, fps: float, recording: Recording | None = None) -> Iterator[Frame]:

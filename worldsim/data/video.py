@@ -164,17 +164,20 @@ def resize_clip(
         factor = min(factors) if how == "pad" else max(factors)
         inner = (max(1, round(old[0] * factor)), max(1, round(old[1] * factor)))
     frames = np.stack([_resize(frame, *inner) for frame in clip.frames]) if len(clip) else clip.frames
-    canvas = np.zeros((len(clip), height, width, clip.frames.shape[-1]), np.uint8)
-    if len(clip):
-        here, there = zip(*(_overlap(a, b) for a, b in zip(inner, (height, width), strict=True)), strict=True)
-        canvas[:, there[0], there[1]] = frames[:, here[0], here[1]]
-    return Clip(canvas, clip.actions, clip.mask, clip.fps)
+    return Clip(fit_into(frames, (height, width)), clip.actions, clip.mask, clip.fps)
 
 
-def _overlap(inner: int, outer: int) -> tuple[slice, slice]:
-    """Where a side of ``inner`` pixels, centred on one of ``outer``, is read and written."""
-    size = min(inner, outer)
-    return tuple(slice((side - size) // 2, (side - size) // 2 + size) for side in (inner, outer))  # type: ignore
+def fit_into(frames: UInt8[np.ndarray, "*n _ _ c"], box: tuple[int, int]) -> UInt8[np.ndarray, "*n _ _ c"]:
+    """The middle of frames, where they overhang the box, amid black where they do not fill it."""
+    *lead, height, width, channels = frames.shape
+    canvas = np.zeros((*lead, *box, channels), np.uint8)
+    here, there = [], []
+    for inner, outer in zip((height, width), box, strict=True):
+        size = min(inner, outer)
+        here.append(slice((inner - size) // 2, (inner - size) // 2 + size))
+        there.append(slice((outer - size) // 2, (outer - size) // 2 + size))
+    canvas[..., there[0], there[1], :] = frames[..., here[0], here[1], :]
+    return canvas
 
 
 def _resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:

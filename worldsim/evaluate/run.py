@@ -32,7 +32,7 @@ from worldsim.evaluate.sprites import read_sprites
 from worldsim.generate.extend import World
 from worldsim.generate.options import DIALS
 from worldsim.generate.rollout import Dials
-from worldsim.ops.scores import jerk_ratio, motion_ratio, peak_ratio, seam_ratio
+from worldsim.ops.scores import loop_ratios, peak_ratio
 from worldsim.parallel.agreement import check_alike, meet, text_from_lead
 from worldsim.parallel.distributed import is_lead
 from worldsim.plain import to_dict
@@ -209,7 +209,7 @@ def figures(held: HeldOut, played: Played, drawn: np.ndarray, *, seed: int) -> d
     return {
         "curves": {name: curve(answer, seed=seed) for name, answer in answers.items()},
         "actions": None if played.steered is None else action_gain(ahead, played.steered, seed=seed),
-        "loops": None if played.loops is None else loop_ratios(played.loops, held),
+        "loops": None if played.loops is None else loop_table(played.loops, held),
         "frechet": {
             "forward": bucketed(ahead.frames[0], ahead.truth, others),
             "backward": bucketed(behind.frames[0], behind.truth, others, step=-1),
@@ -222,16 +222,11 @@ def figures(held: HeldOut, played: Played, drawn: np.ndarray, *, seed: int) -> d
     }
 
 
-def loop_ratios(loops: np.ndarray, held: HeldOut) -> dict[str, Any]:
+def loop_table(loops: np.ndarray, held: HeldOut) -> dict[str, Any]:
     """Medians of the seam, jerk, peak and motion ratios over the loops that have one."""
     real = [clip[: loops.shape[1]] for clip in held.frames]
-    each = {
-        "seam": [seam_ratio(frames) for frames in loops],
-        "jerk": [jerk_ratio(frames) for frames in loops],
-        "peak": [peak_ratio(frames) for frames in loops],
-        "motion": [motion_ratio(frames, real) for frames in loops],
-        "peak_real": [peak_ratio(frames, loop=False) for frames in real],
-    }
+    each = loop_ratios(list(loops), real)
+    each["peak_real"] = [peak_ratio(frames, loop=False) for frames in real]
     out: dict[str, Any] = {"frames": loops.shape[1]}
     for name, values in each.items():
         finite = [value for value in values if np.isfinite(value)]

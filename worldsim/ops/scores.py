@@ -159,3 +159,20 @@ def _same_shape(name: str, frames: Array | np.ndarray, truth: Array | np.ndarray
 def _at_least(name: str, frames: np.ndarray, count: int) -> None:
     if len(frames) < count:
         raise ValueError(f"{name}: {len(frames)} frames; it takes at least {count}.")
+
+
+def loop_ratios(
+    loops: Sequence[Shaped[np.ndarray, "_ h w c"]], real: Sequence[Shaped[np.ndarray, "_ h w c"]]
+) -> dict[str, list[float]]:
+    """Each loop's ratios, ``seam``, ``jerk``, ``peak`` and ``motion``: the four functions above.
+
+    Args:
+      loops: to judge.
+      real: clips to measure their motion by.
+    """
+    return {
+        "seam": [seam_ratio(frames) for frames in loops],
+        "jerk": [jerk_ratio(frames) for frames in loops],
+        "peak": [peak_ratio(frames) for frames in loops],
+        "motion": [motion_ratio(frames, real) for frames in loops],
+    }
