@@ -42,6 +42,14 @@ from worldsim.train.step import init_state, state_shardings
 
 pytestmark = pytest.mark.law
 
+
+def test_times_end_where_float32_knows_no_single_frames():
+    last = plans.make_plan(np.arange(2), 2**23 + np.arange(-1, 1), frames_per_chunk=2)
+    assert np.diff(last.times[-2:]).tolist() == [2.0]
+    with pytest.raises(ValueError, match=r"frame 16777218; .* whole up to 16777216"):
+        plans.make_plan(np.arange(2), -(2**23) - np.arange(2), frames_per_chunk=2)
+
+
 PICTURES = {
     "forward": (plans.forward(3, 2), [0, 1, 2], [3, 4], 0),
     "backward": (plans.backward(3, 2), [2, 1, 0], [-1, -2], 0),

@@ -15,9 +15,19 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, OptimConfig, WorldConfig
+from worldsim.config import (
+    ActionConfig,
+    ConditionConfig,
+    DynamicsConfig,
+    MixConfig,
+    OptimConfig,
+    PhaseConfig,
+    TrainConfig,
+    WorldConfig,
+)
 from worldsim.models.world import MAKERS, split_module
 from worldsim.parallel import distributed, mesh, placement, sharding
+from worldsim.train.checks import check_mesh
 from worldsim.train.optim import make_optimizer
 
 RULES = (
@@ -113,8 +123,32 @@ def test_specs_follow_both_tables():
 
 
 def test_width_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"layers/0/up/kernel \[4, 8\]: dimension 1 \(mlp\) .* by 3"):
+    with pytest.raises(
+        ValueError, match=r"layers/0/up/kernel \[4, 8\]: dimension 1 \(mlp\) .* by 3.* 6 or 9 do"
+    ):
         sharding.param_shardings(wide(tensor=3), tree(), rules=RULES)
+
+
+def test_all_that_a_mesh_can_not_part_is_named_before_a_run_begins():
+    """The dynamics' last phase comes hours after the first step of the tokenizer."""
+    phase = PhaseConfig(share=0.5, chunks=4, queries=2, frames=8, batch=6, rope_base=1e3)
+    config = TrainConfig(
+        world=WorldConfig(dynamics=DynamicsConfig(heads=3, width=96, context=15)),
+        mix=MixConfig(chunks=16, queries=11),
+        curriculum=(phase,),
+    )
+    mesh = wide(data=4, context=2, tensor=2)
+    with pytest.raises(ValueError) as refused:
+        check_mesh(config, mesh, ("tokenizer", "refine", "dynamics"))
+    for part in (
+        "world.dynamics.heads: 3 don't divide over the 2 devices of mesh axis 'tensor'; 2 or 4 do",
+        "curriculum[0], batch of the dynamics: A batch of 6 rows does not divide over the 4 devices",
+        "the last phase, queries of the mix: 11 chunks don't divide over the 2 devices",
+    ):
+        assert part in str(refused.value)
+    assert str(refused.value).count("\n") == 3
+    check_mesh(config, wide(), ("tokenizer", "refine", "dynamics"))
+    check_mesh(config, wide(data=4, context=2), ("tokenizer",))
 
 
 @pytest.mark.law

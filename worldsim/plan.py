@@ -16,6 +16,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+LAST = 2**24
+"""The farthest frame from the first one seen that a plan can name."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -62,8 +65,16 @@ def make_plan(
     frames_per_chunk: int = 1,
     pinned: int = 0,
 ) -> Plan:
-    """A plan from chunk positions in the order of generation; the first ``pinned`` are kept for good."""
+    """A plan from chunk positions in the order of generation; the first ``pinned`` are kept for good.
+
+    Raises:
+      ValueError: a time beyond ``LAST``, from which on float32 knows no single frames.
+    """
     positions = np.concatenate([np.asarray(known), np.asarray(new)])
+    if len(positions) and (farthest := np.abs(positions).max() * frames_per_chunk) > LAST:
+        raise ValueError(
+            f"Plan: frame {farthest}; times are float32, whole up to {LAST}; begin anew from the last frames."
+        )
     rows = np.arange(len(positions))
     return Plan(
         times=(positions * frames_per_chunk).astype(np.float32),

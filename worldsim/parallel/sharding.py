@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from worldsim.plain import nearest
+
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 PARAM_RULES: Rules = (
@@ -129,7 +131,7 @@ def _spec(path: str, shape: Sequence[int], *, mesh: Mesh | AbstractMesh, rules: 
         if shape[i] % ways:
             raise ValueError(
                 f"{path} {list(shape)}: dimension {i} ({axis}) does not divide by {ways}, the size of mesh "
-                f"axes {list(names)}; change the mesh or the width."
+                f"axes {list(names)}; {nearest(shape[i], ways)}."
             )
         entries.append(None if not names else names[0] if len(names) == 1 else names)
     return PartitionSpec(*entries)

@@ -24,6 +24,7 @@ from worldsim.parallel.mesh import training_mesh
 from worldsim.plain import from_dict, to_dict
 from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
+from worldsim.train.checks import check_data, check_mesh
 from worldsim.train.codes import encode_source
 from worldsim.train.looks import code_vectors, fold_looks
 from worldsim.train.loop import train_stage
@@ -33,32 +34,6 @@ from worldsim.train.stages import dynamics_stage, refine_stage, tokenizer_stage
 from worldsim.train.state import Stage
 
 StageName = Literal["tokenizer", "refine", "dynamics", "all"]
-
-
-def check_data(config: TrainConfig, info: DataInfo) -> None:
-    """Whether the data is what the world is made for.
-
-    Raises:
-      ValueError: every size or action that differs, with what to change.
-    """
-    tokenizer, action = config.world.tokenizer, config.world.dynamics.action
-    problems = [
-        f"{name}: the data has {have}, the config {want}"
-        for name, have, want in (
-            ("height", info.height, tokenizer.height),
-            ("width", info.width, tokenizer.width),
-            ("channels", info.channels, tokenizer.channels),
-            ("action kind", info.action.kind, action.kind),
-            ("action size", info.action.size, action.size),
-            ("action names", info.action.names or action.names, action.names or info.action.names),
-        )
-        if have != want and not (action.kind == "none" and name.startswith("action"))
-    ]
-    if problems:
-        raise ValueError(
-            f"The data at {config.data.path} does not fit config {config.name!r}; "
-            "change the config or the data:\n" + "\n".join(problems)
-        )
 
 
 def train(
@@ -85,12 +60,13 @@ def train(
 
     Raises:
       FileNotFoundError: no data, or no tokenizer to train the others on.
-      ValueError: data that doesn't fit the config.
+      ValueError: data that doesn't fit the config, or a config that doesn't fit the mesh.
     """
     workdir, mesh = Path(workdir), training_mesh(mesh)
     check_alike({"config": to_dict(config), "stage": stage}, what="Training")
     info = read_info(config.data.path)
     check_data(config, info)
+    check_mesh(config, mesh, ("tokenizer", "refine", "dynamics") if stage == "all" else (stage,))
     _write_plan(config, workdir, stage)
     run = {"seed": config.seed, "config": config, "mesh": mesh}
     if stage in ("tokenizer", "all"):
