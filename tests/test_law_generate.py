@@ -167,6 +167,31 @@ def test_a_batch_of_requests_is_each_alone(world, direction):
         same(world.extend(together[i], 2), world.extend(alone, 2), rounding=1)  # the states too
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_futures_of_one_past_are_what_their_keys_draw_alone(world, direction, monkeypatch):
+    """What is known is read once, whatever the number of samples."""
+    clip, told = tiny.make_clip(5), {"direction": direction, "actions": some_actions(8), "steps": 2}
+    read, rows = rollout.dispatch, []
+    monkeypatch.setattr(
+        rollout,
+        "dispatch",
+        lambda m, s, plan, **k: rows.append((len(s.keys), plan.known.sum())) or read(m, s, plan, **k),
+    )
+    made = world.futures(clip, 8, samples=3, key=KEY, sinks=1, **told)
+    assert rows == [(1, 5), (3, 0)]
+    for one, key in zip(made, jax.random.split(KEY, 3), strict=True):
+        alone = world.extend(clip, 8, key=key, sinks=1, **told)
+        same(one, alone, rounding=1)
+        same(
+            world.extend(one, 4, actions=some_actions(4, seed=1), steps=2),
+            world.extend(alone, 4, actions=some_actions(4, seed=1), steps=2),
+            rounding=1,
+        )
+    differs(made[0], made[1])
+    with pytest.raises(ValueError, match="futures: 0 samples; take 1 or more"):
+        world.futures(clip, 8, samples=0)
+
+
 def test_requests_of_different_plans_are_refused(world):
     one, two = (requests.extend_request(tiny.make_clip(3), n, world.config) for n in (2, 3))
     with pytest.raises(ValueError, match="different plans"):

@@ -10,7 +10,9 @@ from test_law_refusals import unchecked
 
 import worldsim
 from worldsim.generate import simulate
+from worldsim.generate.options import is_key
 from worldsim.generate.render import render, tokenize
+from worldsim.generate.standing import save_standing
 from worldsim.types import Clip
 
 STEPS = 9
@@ -137,3 +139,33 @@ def test_a_world_without_actions_runs_free():
 def test_a_state_is_arrays_alone(world):
     leaves = jax.tree.leaves(worldsim.Simulator(world).reset(tiny.make_clip(3)))
     assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+
+
+def test_a_saved_state_goes_on_to_the_same_bits(world, tmp_path):
+    sim = worldsim.Simulator(world, steps=2, refine_steps=2)
+    state = sim.reset([tiny.make_clip(3), tiny.make_clip(3, seed=1)], jax.random.key(7))
+    for _ in range(4):  # past the window of the cache
+        state, _ = sim.step(state, np.array([1, 2]))
+    back = sim.load(sim.save(tmp_path / "state", state))
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    for frames in zip(*(sim.step(one, np.array([0, 1])) for one in (state, back)), strict=True):
+        for a, b in zip(*map(jax.tree.leaves, frames), strict=True):
+            np.testing.assert_array_equal(*(jax.random.key_data(x) if is_key(x) else x for x in (a, b)))
+
+
+def test_a_file_of_something_else_is_no_state(world, tmp_path):
+    sim = worldsim.Simulator(world, steps=1)
+    with pytest.raises(FileNotFoundError, match="no simulator was saved here"):
+        sim.load(tmp_path / "state")
+    (tmp_path / "state").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is not where a simulator stood"):
+        sim.load(tmp_path / "state")
+    other = worldsim.Simulator(tiny.make_world(tiny.config(context=4)), steps=1)
+    other.save(tmp_path / "state", other.reset(tiny.make_clip(3)))
+    with pytest.raises(ValueError, match="of another world stood"):
+        sim.load(tmp_path / "state")
+    standing = world.rollout(tiny.make_clip(3), 4, steps=1)
+    next(standing)
+    save_standing(tmp_path / "state", standing.standing())
+    with pytest.raises(ValueError, match="it has no .*latents"):
+        sim.load(tmp_path / "state")

@@ -14,13 +14,14 @@ from jaxtyping import Int
 from worldsim.checkpoint import load_world, resolve_world, save_world
 from worldsim.config import WorldConfig
 from worldsim.generate import loop as loops
-from worldsim.generate import requests, rollout
-from worldsim.generate.answer import assemble, detail_keys, draw_new, go_on
+from worldsim.generate import requests
+from worldsim.generate.answer import go_on
+from worldsim.generate.batch import futures, run_batch
 from worldsim.generate.check import check_clip, condition_rows
 from worldsim.generate.codes import decode, encode
 from worldsim.generate.keyframed import check_keyframes, extend_keyframed
 from worldsim.generate.options import DIALS, DialOptions, Options, filled, make_dials
-from worldsim.generate.render import Module, Renderer, tokenize
+from worldsim.generate.render import Module, Renderer
 from worldsim.generate.requests import Direction, Generated, Request
 from worldsim.generate.rollout import Dials
 from worldsim.generate.stream import Standing, Stream, stream
@@ -166,6 +167,31 @@ class World:
             self, request, every=every, dials=dials, key=how["key"], conditions=how["conditions"]
         )
 
+    def futures(
+        self,
+        clip: Clip,
+        frames: int,
+        *,
+        samples: int,
+        direction: Direction = "forward",
+        actions: Actions | None = None,
+        sinks: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Generated]:
+        """So many answers of :meth:`extend` to one clip, in one batch: what is known is read once for all.
+
+        Args:
+          clip, frames, direction, actions, sinks, options: as in :meth:`extend`; each answer has a key of its
+            own, of ``jax.random.split(key, samples)``, and is what that key draws alone.
+          samples: how many.
+
+        Raises:
+          ValueError: as in :meth:`extend`, or fewer than one sample.
+        """
+        told = {"direction": direction, "actions": actions, "sinks": sinks}
+        request = requests.extend_request(clip, frames, self.config, **told)
+        return futures(self, request, samples, options=filled(options, verb="futures"))
+
     def rollout(
         self,
         clip: Clip | Standing,
@@ -309,35 +335,7 @@ class World:
         Raises:
           ValueError: plans that differ.
         """
-        plan, sources = batch[0].plan, batch[0].sources
-        if any(not requests.same_plan(r, batch[0]) for r in batch):
-            raise ValueError(
-                "run: the requests have different plans; give clips and frames of equal numbers."
-            )
-        f = self.config.tokenizer.frames_per_chunk
-        seen = tokenize(*self.tokenizer, np.stack([r.frames for r in batch]), frames_per_chunk=f)
-        codes = np.where((sources >= 0)[None, :, None, None], seen[:, sources], 0)
-        rows = [r.actions for r in batch if r.actions is not None]
-        actions = np.stack(rows) if rows else None
-        told = {"codes": codes, "actions": actions, "dials": dials, "progress": self.progress}
-        told["conditions"] = self.condition_rows(conditions, len(batch), len(plan))
-        if effort is None:
-            state = rollout.start(*self.dynamics, keys=keys)
-            state, codes = rollout.run(self.dynamics, state, plan, **told)
-        else:
-            state, codes, nats = loops.close(
-                self.dynamics, self.config, plan, keys=keys, effort=effort, **told
-            )
-        drawing = {"keys": detail_keys(state.keys, dials), "refine_steps": int(dials.refine)}
-        frames = draw_new(self.renderer, batch[0], codes, **drawing)
-        made = [
-            assemble(request, frames[i], codes[i], rollout.take(state, i), self.config)
-            for i, request in enumerate(batch)
-        ]
-        if effort is None:
-            return made
-        told = {"dials": dials, "conditions": conditions}
-        return [loops.judged(self, r, m, n, **told) for r, m, n in zip(batch, made, nats, strict=True)]
+        return run_batch(self, batch, dials, keys=keys, conditions=conditions, effort=effort)
 
     def condition_rows(self, conditions: Conditions, clips: int, chunks: int) -> dict[str, np.ndarray]:
         """``[clips chunks ...]`` per name."""

@@ -215,6 +215,6 @@ def judged(world: World, request: Request, made: Generated, nats: np.ndarray, **
     usual = all_nats(looker, ring, steps=asked["dials"].steps)[0] if count >= SHORTEST else np.zeros(0)
     frames = made.clip.frames
     motion = motion_ratio(frames, [clip.frames]) if len(clip) > 1 else None
-    faults = loop_faults(frames) if len(frames) >= SHORTEST else []
+    faults = loop_faults(frames, [clip.frames]) if len(frames) >= SHORTEST else []
     closing = Closing(nats, usual, motion, tuple(faults))
     return dataclasses.replace(made, closing=closing)

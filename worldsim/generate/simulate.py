@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Unpack
 
 import jax
@@ -46,7 +47,8 @@ class SimulatorState:
     Attributes:
       cache: committed chunks.
       keys: ``[b]``, one per world; a chunk's stream is folded from its time.
-      time: of the next chunk's first frame, in frames from the first one seen.
+      time: of the next chunk's first frame, in frames from the first one seen; whole up to 2^24, some 13 days
+        at 15 a second, and still from there on.
       order: of the next chunk.
       turn: slots that have been given out behind the pinned ones; the next chunk takes the one of them that
         was written longest ago.
@@ -246,6 +248,23 @@ class Simulator:
         told = self._actions(actions, len(state.keys))
         how = {"frames": self.frames, "show": self.show}
         return _step(self._graphs, self._params, state, told, self.dials, **how)
+
+    def save(self, path: str | Path, state: SimulatorState) -> Path:
+        """Write a state as one file, from which :meth:`load` goes on to the same bits."""
+        from worldsim.generate.standing import save_simulated
+
+        return save_simulated(path, state)
+
+    def load(self, path: str | Path) -> SimulatorState:
+        """The state that :meth:`save` wrote.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: it is none, or one of another world.
+        """
+        from worldsim.generate.standing import load_simulated
+
+        return load_simulated(path, self.world)
 
     def _actions(self, actions: np.ndarray | Array | None, clips: int) -> np.ndarray | Array | None:
         """``[b 1 f ...]``, as the dynamics read them."""

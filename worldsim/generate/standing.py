@@ -1,4 +1,4 @@
-"""Where a stream stands, as a file: stopped today, gone on with tomorrow, to the same bits."""
+"""Where a stream or a simulator stands, as a file: stopped today, gone on with tomorrow, to the same bits."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from worldsim.checkpoint import read_tensors
 from worldsim.generate import rollout
 from worldsim.generate.extend import World
 from worldsim.generate.rollout import RolloutState
+from worldsim.generate.simulate import SimulatorState
 from worldsim.generate.stream import Standing
 from worldsim.models.cache import KVCache
 
 NUMBERS = ("next_order", "ring", "pinned")
 COUNTS = ("position", "waiting", "made", "direction", "fps")
+PLACES = ("time", "order", "turn", "pinned")
+DRAWN = ("codes", "latents", "rewards", "ends")
 
 
 def save_standing(path: str | Path, standing: Standing, *, asked: dict[str, Any] | None = None) -> Path:
@@ -29,31 +33,14 @@ def save_standing(path: str | Path, standing: Standing, *, asked: dict[str, Any]
       standing: of the stream.
       asked: JSON values that whoever goes on has to know, such as the options.
     """
-    from safetensors.numpy import save
-
-    state, cache = standing.state, standing.state.cache
-    arrays = {
-        **{f"keys/{i}": a for i, a in enumerate(cache.keys)},
-        **{f"values/{i}": a for i, a in enumerate(cache.values)},
-        "times": cache.times,
-        "ids": cache.ids,
-        "random": jax.random.key_data(state.keys),
-        "codes": standing.codes,
-        **({} if standing.told is None else {"told": standing.told}),
-    }
+    state = standing.state
+    arrays = {"codes": standing.codes, **({} if standing.told is None else {"told": standing.told})}
     known = {
         **{name: getattr(state, name) for name in NUMBERS},
         **{name: getattr(standing, name) for name in COUNTS},
-        "random": str(jax.random.key_impl(state.keys)),
         "asked": asked or {},
     }
-    known = json.dumps(known)
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    plain = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
-    part.write_bytes(save(plain, metadata={"worldsim": known}))
-    part.replace(path)
-    return path
+    return _write(Path(path), state.cache, state.keys, arrays, known)
 
 
 def load_standing(path: str | Path, world: World) -> tuple[Standing, dict[str, Any]]:
@@ -63,31 +50,86 @@ def load_standing(path: str | Path, world: World) -> tuple[Standing, dict[str, A
       FileNotFoundError: there is no such file.
       ValueError: it is none, or one of another world.
     """
-    from safetensors import SafetensorError
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; no rollout was stopped here.")
+    cache, keys, arrays, known = _read(path, world, (*NUMBERS, *COUNTS, "asked"), what="a rollout")
+    state = RolloutState(cache, keys, **{name: known[name] for name in NUMBERS})
+    counts = {name: known[name] for name in COUNTS}
+    return Standing(state, codes=arrays["codes"], told=arrays.get("told"), **counts), known["asked"]
+
+
+def save_simulated(path: str | Path, state: SimulatorState) -> Path:
+    """Write where simulated worlds stand, in one file, whole or not at all."""
+    arrays = {name: getattr(state, name) for name in (*PLACES, *DRAWN) if getattr(state, name) is not None}
+    return _write(Path(path), state.cache, state.keys, arrays, {})
+
+
+def load_simulated(path: str | Path, world: World) -> SimulatorState:
+    """Read what :func:`save_simulated` wrote; a step from it is a step from what was saved, bit for bit.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is none, or one of another world.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; no simulator was saved here.")
+    cache, keys, arrays, _ = _read(path, world, (), what="a simulator")
+    missing = [name for name in (*PLACES, *DRAWN[:2], *world.config.dynamics.outcomes) if name not in arrays]
+    if missing:
+        raise ValueError(f"{path}: is not where a simulator stood (it has no {missing}).")
+    found = {name: jnp.asarray(arrays[name]) for name in (*PLACES, *DRAWN) if name in arrays}
+    return SimulatorState(cache=cache, keys=keys, **found)
+
+
+def _write(path: Path, cache: KVCache, keys: Array, arrays: dict[str, Any], known: dict[str, Any]) -> Path:
+    from safetensors.numpy import save
+
+    arrays = {
+        **{f"keys/{i}": a for i, a in enumerate(cache.keys)},
+        **{f"values/{i}": a for i, a in enumerate(cache.values)},
+        "times": cache.times,
+        "ids": cache.ids,
+        "random": jax.random.key_data(keys),
+        **arrays,
+    }
+    text = json.dumps({**known, "random": str(jax.random.key_impl(keys))})
+    part = path.with_name(f"{path.name}.part")
+    plain = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
+    part.write_bytes(save(plain, metadata={"worldsim": text}))
+    part.replace(path)
+    return path
+
+
+def _read(
+    path: Path, world: World, names: tuple[str, ...], *, what: str
+) -> tuple[KVCache, Array, dict[str, np.ndarray], dict[str, Any]]:
+    """The cache, the keys, all arrays and the values of a file.
+
+    Raises:
+      ValueError: it is no such file, or one of another world.
+    """
+    from safetensors import SafetensorError
+
     blob = path.read_bytes()
     try:
         arrays = read_tensors(blob)
         size = int.from_bytes(blob[:8], "little")
         known = json.loads(json.loads(blob[8 : 8 + size])["__metadata__"]["worldsim"])
+        layers = sum(name.startswith("keys/") for name in arrays)
+        have = KVCache(
+            keys=tuple(jnp.asarray(arrays[f"keys/{i}"]) for i in range(layers)),
+            values=tuple(jnp.asarray(arrays[f"values/{i}"]) for i in range(layers)),
+            times=jnp.asarray(arrays["times"]),
+            ids=jnp.asarray(arrays["ids"]),
+        )
+        keys = jax.random.wrap_key_data(jnp.asarray(arrays["random"]), impl=known["random"])
+        known = {name: known[name] for name in names}
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: is not where a rollout stood ({error!r}).") from error
-    layers = sum(name.startswith("keys/") for name in arrays)
-    want = rollout.start(*world.dynamics, keys=jax.random.key(0)[None]).cache
-    have = KVCache(
-        keys=tuple(jnp.asarray(arrays[f"keys/{i}"]) for i in range(layers)),
-        values=tuple(jnp.asarray(arrays[f"values/{i}"]) for i in range(layers)),
-        times=jnp.asarray(arrays["times"]),
-        ids=jnp.asarray(arrays["ids"]),
-    )
-    if [(x.shape, x.dtype) for x in jax.tree.leaves(have)] != [
-        (x.shape, x.dtype) for x in jax.tree.leaves(want)
-    ]:
-        raise ValueError(f"{path}: is where a rollout of another world stood; go on with that world.")
-    keys = jax.random.wrap_key_data(jnp.asarray(arrays["random"]), impl=known["random"])
-    state = RolloutState(have, keys, **{name: known[name] for name in NUMBERS})
-    counts = {name: known[name] for name in COUNTS}
-    return Standing(state, codes=arrays["codes"], told=arrays.get("told"), **counts), known["asked"]
+        raise ValueError(f"{path}: is not where {what} stood ({error!r}).") from error
+    want = rollout.start(*world.dynamics, keys=keys).cache
+    shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(cache)] for cache in (have, want)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{path}: is where {what} of another world stood; go on with that world.")
+    return have, keys, arrays, known
