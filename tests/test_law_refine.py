@@ -13,7 +13,9 @@ import pytest
 import tiny
 from flax import nnx
 
+from worldsim import cli
 from worldsim.config import RefineConfig, RefineLossConfig, TokenizerConfig
+from worldsim.data.video import read_video, write_video
 from worldsim.generate import render as rendering
 from worldsim.generate.render import neighbours, render
 from worldsim.models.refine import RefineHead
@@ -85,6 +87,23 @@ def test_detail_depends_on_the_codes_next_to_it_and_on_no_others_detail():
     first = q, noise
     assert moved(q.at[:, 3].add(1.0), noise).tolist() == [False, False, True, True, True, False, False]
     assert moved(q, noise.at[:, 3].add(1.0)).tolist() == [i == 3 for i in range(P)]
+
+
+def test_a_head_per_token_sees_its_own_code_alone():
+    """As a baseline without attention is meant; with a radius the codes beside it tell too."""
+    q, noise = normal(0, 1, P, 4, 4, 4), normal(1, 1, P, 4, 4, 4)
+    config = tiny.config()
+    tokenizer = dataclasses.replace(config.tokenizer, height=32, width=32)
+    moved = {}
+    for radius, neighbours in ((0, False), (1, False), (0, True)):
+        small = dataclasses.replace(config.refine, radius=radius, neighbours=neighbours)
+        head = tiny.model("refine", dataclasses.replace(config, tokenizer=tokenizer, refine=small))
+        draw = jax.jit(lambda q, head=head: head.draw(q, noise, jnp.int32(2)) - q)
+        other = draw(q.at[:, 3, 1, 2].add(1.0))
+        moved[radius, neighbours] = np.argwhere(np.abs(other - draw(q)).max((0, 4)) > 1e-6)
+    assert moved[0, False].tolist() == [[3, 1, 2]]
+    assert len(moved[1, False]) > 1 and set(moved[1, False][:, 0]) == {3}
+    assert set(moved[0, True][:, 0]) == {2, 3, 4}
 
 
 def test_guidance_of_one_is_none_and_two_is_further_from_the_unconditional():
@@ -181,6 +200,60 @@ def test_refinement_is_on_by_default_and_zero_steps_are_the_codes_alone(world):
     np.testing.assert_array_equal(off.clip.frames, plain.extend(clip, 5).clip.frames)
     with pytest.raises(ValueError, match="refine_steps 2; this world has no refinement head"):
         plain.extend(clip, 5, refine_steps=2)
+
+
+CLIP = tiny.make_clip(4)
+VERBS = {
+    "backward": lambda world, **how: world.extend(CLIP, 3, direction="backward", **how),
+    "keyframes": lambda world, **how: world.extend(CLIP, 3, keyframes=2, **how),
+    "infill": lambda world, **how: world.infill(CLIP[:2], CLIP[2:], 3, **how),
+    "loop": lambda world, **how: world.loop(CLIP, 5, candidates=1, sweeps=0, **how),
+    "animate": lambda world, **how: world.animate(CLIP.frames[0], 3, **how),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_refines_what_it_makes_by_default_and_not_with_zero_steps(world, verb):
+    make = lambda world, **how: VERBS[verb](world, steps=1, **how)
+    made, full, off = make(world), make(world, refine_steps=4), make(world, refine_steps=0)
+    np.testing.assert_array_equal(made.clip.frames, full.clip.frames)
+    np.testing.assert_array_equal(made.codes, off.codes)
+    new = ~made.known
+    assert (made.clip.frames[new] != off.clip.frames[new]).reshape(new.sum(), -1).any(-1).all()
+    plain = make(dataclasses.replace(world, refine=None))
+    np.testing.assert_array_equal(off.clip.frames, plain.clip.frames)
+
+
+def test_a_rollout_refines_as_the_other_verbs_do(world):
+    roll = lambda **how: np.concatenate([one.frames for one in world.rollout(CLIP, 3, steps=1, **how)])
+    made = roll()
+    np.testing.assert_array_equal(made, roll(refine_steps=4))
+    assert (made != roll(refine_steps=0)).reshape(3, -1).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("verb", "inputs"),
+    [
+        ("extend", "clip.npz"),
+        ("infill", "clip.npz clip.npz"),
+        ("loop", "clip.npz --candidates 1 --sweeps 0"),
+        ("animate", "clip.npz"),
+    ],
+)
+def test_the_shell_refines_by_default_and_not_with_zero_steps(world, verb, inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("clip.npz", CLIP)
+    world.save("whole")
+    dataclasses.replace(world, refine=None).save("plain")
+
+    def make(name, *more):
+        cli.main(f"{verb} {name} {inputs} --frames 5 --steps 1 --out out.npz".split() + list(more))
+        return read_video("out.npz").frames
+
+    made, off = make("whole"), make("whole", "--refine-steps", "0")
+    np.testing.assert_array_equal(made, make("whole", "--refine-steps", "4"))
+    np.testing.assert_array_equal(off, make("plain"))
+    assert (made != off).any()
 
 
 def train(kind, *, steps=300):

@@ -102,13 +102,13 @@ class Judging:
       clips: held-out windows; more take longer and narrow the bands.
       horizon: frames to make in each direction; beside the truth less where episodes are short.
       samples: answers to each question.
-      split: of the data, that nobody trained on.
+      split: of the data, that nobody trained on; by default the one that the world's training held out.
     """
 
     clips: int = 12
     horizon: int = 64
     samples: int = 2
-    split: str = "test"
+    split: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

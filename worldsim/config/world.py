@@ -227,7 +227,7 @@ class RefineConfig:
     Attributes:
       width, layers, heads, mlp: of its blocks.
       radius: of the window of attention, in codes; 0 without ``neighbours`` is a head that looks at each code
-        alone.
+        alone, at not one beside it (a perceptron per token).
       neighbours: it sees the codes of the chunks before and after.
       low, high: noise levels between which a draw goes, in units of the residual's deviation.
       sampler: how a draw goes from one to the other; ``ddim`` and ``flow`` are ``euler`` in other variables.

@@ -80,7 +80,13 @@ class HeldOut:
 
 
 def load_held_out(
-    data: str | Path, config: WorldConfig, *, clips: int, horizon: int, split: str = "test"
+    data: str | Path,
+    config: WorldConfig,
+    *,
+    clips: int,
+    horizon: int,
+    split: str = "test",
+    trained: str = "train",
 ) -> HeldOut:
     """Cut evenly spaced windows from a split, as long as half of its episodes allow.
 
@@ -89,6 +95,8 @@ def load_held_out(
       config: of the world.
       clips: windows to take; fewer where there are fewer.
       horizon: frames to predict; less where episodes are short.
+      split: to cut them from.
+      trained: the split that the world was trained on.
 
     Raises:
       FileNotFoundError, ValueError: no such dataset or split; data that the world can't take; too few frames.
@@ -119,7 +127,7 @@ def load_held_out(
         truth={name: cut(name, mine) for name in TRUTH if name in episodes[0]},
         others=cut("frames", rest if len(rest) >= 2 else mine),
         episodes=len({e for e, _ in mine}),
-        train=_train_sample(data, notes),
+        train=_train_sample(data, trained, notes),
         median=_median(info, episodes),
         known=known,
         horizon=reach,
@@ -127,6 +135,17 @@ def load_held_out(
         notes=tuple(notes),
         pieces=_pieces(episodes, config, clips=clips, longest=known + reach),
     )
+
+
+def splits_of(provenance: Mapping[str, Any], split: str | None = None) -> tuple[str, str]:
+    """The split to judge a world on, by default its own held-out one, and the one that it was trained on.
+
+    Args:
+      provenance: of the world.
+      split: to judge it on.
+    """
+    data = (provenance.get("train") or {}).get("data") or {}
+    return split or data.get("eval_split", "test"), data.get("split", "train")
 
 
 def provenance_notes(
@@ -143,7 +162,8 @@ def provenance_notes(
       Whether the dataset's training split holds any episode that the world was trained on (None where no
       hashes tell), and what a reader of the figures must know.
     """
-    trained = _hashes((provenance.get("data") or {}).get("splits") or {}, "train")
+    own = splits_of(provenance)[1]
+    trained = _hashes((provenance.get("data") or {}).get("splits") or {}, own)
     if info is None or not trained:
         return None, ["no hashes tell whether the world was trained on these episodes"]
     here = {name: set(one.hashes) for name, one in info.splits.items()}
@@ -153,7 +173,7 @@ def provenance_notes(
             f"{seen} of {len(here[split])} episodes of the split {split!r} are among those that the world "
             "was trained on: these figures are not held out"
         )
-    same = bool(here.get("train", set()) & trained)
+    same = bool(here.get(own, set()) & trained)
     if not same:
         notes.append(
             "the training split is not what the world was trained on (no episode in common): the distance to "
@@ -270,12 +290,12 @@ def _pieces(
     return {name: np.stack([e[name][at : at + size] for e, at in chosen]) for name in names}
 
 
-def _train_sample(data: str | Path, notes: list[str]) -> np.ndarray | None:
+def _train_sample(data: str | Path, split: str, notes: list[str]) -> np.ndarray | None:
     """Pieces of evenly spaced training records, about ``SAMPLE`` frames."""
     try:
-        source = open_source(data, "train", keys=("frames",))
+        source = open_source(data, split, keys=("frames",))
     except ValueError:
-        notes.append("no training split: nearest neighbours are left out")
+        notes.append(f"no training split {split!r}: nearest neighbours are left out")
         return None
     length = int(min(64, np.median(source.lengths)))
     long = np.flatnonzero(np.asarray(source.lengths) >= length)

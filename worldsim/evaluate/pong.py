@@ -135,10 +135,12 @@ def over_horizon(
     """Paddle errors and the ball over the frames of an answer, against RAM.
 
     Returns:
-      ``own_error`` and ``enemy_error`` (pixels, of paddles that are seen), ``ball_recall`` (share of true
+      ``own_error`` and ``enemy_error`` (pixels, of paddles that are seen), ``own_recall`` and
+      ``enemy_recall`` (share of true paddles that are), ``ball_recall`` (share of true
       balls found within ``WITHIN`` pixels) and ``ball_error`` (pixels, where any is found), each a curve with
       its band over clips; ``ball_seen`` and ``ball_seen_truth``, shares of frames with a ball; and per
-      horizon the paddles' errors at it (mean of its last four frames), the ball's recall and error up to it.
+      horizon the paddles' errors at it (mean of its last four frames), and up to it their recall and the
+      ball's recall and error.
     """
     size, cells = answer.truth.shape[2], answer.of(ram)
     samples = [[ball(clip, median) for clip in row] for row in answer.frames]
@@ -152,6 +154,8 @@ def over_horizon(
         real = paddle_truth(cells, side, size)
         mine = np.stack([[paddle(clip, side) for clip in row] for row in answer.frames])
         rows[f"{side}_error"] = nanmean(np.abs(mine - real), 0)
+        there = np.where(np.isfinite(real), np.isfinite(mine).astype(float), np.nan)
+        rows[f"{side}_recall"] = nanmean(there, 0)
     out: dict[str, Any] = {name: band(values, seed=seed) for name, values in rows.items()}
     out["ball_seen"] = float(np.isfinite(np.asarray(samples)[..., 0]).mean())
     out["ball_seen_truth"] = float(np.isfinite(truth[..., 0]).mean())
@@ -159,6 +163,8 @@ def over_horizon(
         out[str(h)] = {
             "own_error": around(out["own_error"]["mean"], h),
             "enemy_error": around(out["enemy_error"]["mean"], h),
+            "own_recall": upto(out["own_recall"]["mean"], h),
+            "enemy_recall": upto(out["enemy_recall"]["mean"], h),
             "ball_recall": upto(out["ball_recall"]["mean"], h),
             "ball_error": upto(out["ball_error"]["mean"], h),
         }

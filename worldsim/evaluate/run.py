@@ -21,7 +21,7 @@ from worldsim.evaluate import drift, plots, pong, sprite_laws
 from worldsim.evaluate.bands import nanmean, plain
 from worldsim.evaluate.curves import action_gain, curve
 from worldsim.evaluate.features import LABEL, bucketed
-from worldsim.evaluate.held_out import HeldOut, load_held_out, provenance_notes
+from worldsim.evaluate.held_out import HeldOut, load_held_out, provenance_notes, splits_of
 from worldsim.evaluate.nats import nats
 from worldsim.evaluate.neighbours import neighbour_table
 from worldsim.evaluate.outcomes import outcomes
@@ -53,7 +53,7 @@ class Settings:
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
       stabilize, guidance, doubt, leads: see :class:`worldsim.generate.options.Options`.
       seed: of all randomness.
-      split: that nobody trained on.
+      split: that nobody trained on; the world's own held-out one by default.
     """
 
     clips: int = 12
@@ -67,7 +67,7 @@ class Settings:
     doubt: float = 0.0
     leads: int = 0
     seed: int = 0
-    split: str = "test"
+    split: str | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -121,9 +121,10 @@ def evaluate(
     meet("evaluate")
     out, clock = Path(out), _Clock(note or (lambda _: None))
     dials = world.dials(**{name: getattr(settings, name) for name in DIALS})
-    held = load_held_out(
-        data, world.config, clips=settings.clips, horizon=settings.horizon, split=settings.split
-    )
+    split, trained = splits_of(world.provenance, settings.split)
+    settings = dataclasses.replace(settings, split=split)
+    size = {"clips": settings.clips, "horizon": settings.horizon}
+    held = load_held_out(data, world.config, split=split, trained=trained, **size)
     _check_alike(world, regression, held, settings)
     if is_lead():
         out.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def evaluate(
     clock.done("outcomes")
     if not is_lead():
         return json.loads(text_from_lead(None))
-    same, known = provenance_notes(world.provenance, held.info, settings.split)
+    same, known = provenance_notes(world.provenance, held.info, split)
     report: dict[str, Any] = {
         "world": name, "data": held.info.name if held.info else Path(data).name, "game": held.game,
         "settings": dataclasses.asdict(settings), "clips": len(held), "episodes": held.episodes,

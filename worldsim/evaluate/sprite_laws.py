@@ -13,8 +13,10 @@ from worldsim.evaluate.bands import around, band, nanmean, upto
 from worldsim.evaluate.play import Answer
 from worldsim.evaluate.sprites import Reading, read_sprites
 
-HIDDEN, SHOWN, PATIENCE = 0.5, 0.9, 16
-"""A sprite hides when less than HIDDEN of it shows and is back at SHOWN, within PATIENCE frames."""
+HIDDEN, SHOWN = 0.5, 0.9
+"""A sprite hides when less than HIDDEN of it shows and is back at SHOWN."""
+BRIEF, PATIENCE = 8, 16
+"""Frames that a sprite can hide and be asked for when it is back, and after which it has vanished."""
 
 HORIZONS = (4, 8, 16, 32, 48, 64)
 
@@ -128,7 +130,9 @@ def returns(reading: Reading, config: SpriteConfig) -> tuple[int, int]:
     """How often a sprite that hid behind another came back right, and how often it should have.
 
     It hides when less than ``HIDDEN`` of it shows after ``SHOWN`` did, and is back when ``SHOWN`` does again:
-    right with its shape and within reach of where it was. A clip that ends before decides nothing.
+    right with its shape and within reach of where it was. One that is back after more than ``BRIEF`` frames
+    decides nothing, nor does a clip that ends before; one that is not after ``PATIENCE`` has vanished, and
+    should have come back.
     """
     right = decided = 0
     for color in range(reading.seen.shape[1]):
@@ -136,7 +140,7 @@ def returns(reading: Reading, config: SpriteConfig) -> tuple[int, int]:
         for t in range(len(reading.seen)):
             whole = reading.certain[t, color] and reading.visible[t, color] >= SHOWN
             if whole:
-                if since is not None and last is not None:
+                if since is not None and last is not None and t - since <= BRIEF:
                     decided += 1
                     reach = (t - last[0]) * max(_fastest(config), config.push)
                     near = np.abs(reading.place[t, color] - last[1]).max() <= reach

@@ -120,7 +120,8 @@ class RefineHead(nnx.Module):
         see = see.at[:, 0, 0].set(False).at[:, -1, 1].set(False) & self.config.neighbours
         scaled = jax.lax.stop_gradient(q / self.spread[...])
         tokens = self.codes(scaled) + self.grid[...].astype(scaled.dtype)
-        tokens = self.look(tokens.reshape(b * p, h, w, -1)).reshape(b, p, h, w, -1)
+        if self.config.radius or self.config.neighbours:
+            tokens = self.look(tokens.reshape(b * p, h, w, -1)).reshape(b, p, h, w, -1)
         if null is not None:
             tokens = jnp.where(null[:, None, None, None, None], self.null[...] + self.grid[...], tokens)
             see = see & ~null[:, None, None]
