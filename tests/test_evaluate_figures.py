@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tiny
 
+from worldsim.data.sprites import SpriteConfig
 from worldsim.evaluate import bands, curves, features, neighbours, pictures
 from worldsim.evaluate.held_out import HeldOut
-from worldsim.evaluate.nats import nats
+from worldsim.evaluate.nats import _apart, nats
 from worldsim.evaluate.play import Answer, copies, play
 from worldsim.generate.extend import World
 from worldsim.generate.render import tokenize
@@ -152,6 +153,18 @@ def test_curves_keep_the_best_sample_and_the_copy_apart():
 
 
 @pytest.mark.law
+def test_the_codes_apart_from_the_pushed_sprite_are_those_that_it_can_not_reach():
+    """Cells of two pixels; from x 10 and y 20 it is at most 4 pixels away a step ago and one on, and 5 wide."""
+    config, state = SpriteConfig(), np.zeros((1, 3, 2, 6), np.int32)
+    state[0, :, 0, :2] = [[10, 20], [0, 27], [30, 30]]  # the last frame makes no whole chunk
+    apart = _apart(state, config, 16, 2)[0]
+    assert apart.shape == (1, 16, 16)
+    there = np.zeros((16, 16), bool)
+    there[8:15, 3:10] = True  # rows of pixels 16 to 28, columns 6 to 18
+    there[11:16, 0:5] = True  # rows 23 to 31, columns 0 to 8
+    np.testing.assert_array_equal(~apart[0], there)
+
+
 @pytest.mark.parametrize(
     ("kind", "direction"), [("world", "forward"), ("world", "backward"), ("pair_world", "backward")]
 )

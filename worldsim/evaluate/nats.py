@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from worldsim.data.sprites import SpriteConfig
 from worldsim.evaluate.bands import single
 from worldsim.evaluate.held_out import HeldOut
 from worldsim.generate import requests, rollout
@@ -32,8 +33,8 @@ QUERIES = 8
 @partial(jax.jit, static_argnames="graph")
 def surprise(
     graph: nnx.GraphDef, params: nnx.State, cache: KVCache, query: Chunks, ranks: Int[Array, "b p n"]
-) -> Float[Array, "b p"]:
-    """Nats of each chunk's true codes, one code at a time in the order of ``ranks``.
+) -> Float[Array, "b p n"]:
+    """Nats of each of a chunk's true codes, one code at a time in the order of ``ranks``.
 
     Pass i shows the true codes of rank below i and reads off the one of rank i, so that the sum is minus the
     log of a proper distribution over whole chunks: one order is one factorisation, and the mean over random
@@ -49,16 +50,16 @@ def surprise(
     codes = rearrange(query.codes, "b p h w -> b p (h w)")
     past = model.past(cache, query)
 
-    def one(i, total):
+    def one(i, told):
         shown = rearrange(jnp.where(ranks < i, codes, model.mask), "b p (h w) -> b p h w", h=h)
         logits = model.predict(dataclasses.replace(query, codes=shown), past)
         logits = rearrange(logits, "b p h w v -> b p (h w) v")
         here = jnp.argmax(ranks == i, axis=-1)[..., None]
         row = jnp.take_along_axis(logits, here[..., None], axis=2)[:, :, 0]
         code = jnp.take_along_axis(codes, here, axis=-1)
-        return total - jnp.take_along_axis(jax.nn.log_softmax(row), code, axis=-1)[..., 0]
+        return jnp.where(ranks == i, -jnp.take_along_axis(jax.nn.log_softmax(row), code, axis=-1), told)
 
-    return jax.lax.fori_loop(0, codes.shape[-1], one, jnp.zeros(codes.shape[:2]))
+    return jax.lax.fori_loop(0, codes.shape[-1], one, jnp.zeros(codes.shape))
 
 
 def nats(
@@ -71,7 +72,8 @@ def nats(
 
     Returns:
       ``mean``, ``low``, ``high`` in nats a frame (band over clips), ``frames`` judged, and the fewest and the
-      most frames of ``past`` that they were given.
+      most frames of ``past`` that they were given. On sprites also ``free``, the same three of the codes that
+      the pushed sprite can't have had a part in: where it came from, at a wall, nobody can know.
     """
     config, f = world.config, world.config.tokenizer.frames_per_chunk
     chunks = min(config.dynamics.context + 1, held.frames.shape[1] // f)
@@ -81,11 +83,26 @@ def nats(
     ranks = rng.permuted(np.broadcast_to(np.arange(count), (len(held), chunks - first, count)), axis=-1)
     keys = jax.random.split(jax.random.key(seed), len(held))
     judged = lambda rows: _judged(world, held, rows, order=order, ranks=ranks[rows], keys=keys[rows])
-    total = in_shares(len(held), judged)
-    return single(total.mean(1) / f, seed=seed) | {
-        "frames": int(total.size * f),
-        "past": [first * f, past * f],
-    }
+    codes = in_shares(len(held), judged)
+    found: dict[str, Any] = single(codes.sum(-1).mean(1) / f, seed=seed)
+    if held.game == "sprites" and held.info is not None:
+        apart = _apart(held.truth["state"], SpriteConfig.of(held.info.source), config.tokenizer.grid[0], f)
+        counted = apart[:, order[first:]].reshape(codes.shape)
+        found["free"] = single((codes * counted).sum(-1).mean(1) / f, seed=seed)
+    return found | {"frames": int(codes.shape[0] * codes.shape[1] * f), "past": [first * f, past * f]}
+
+
+def _apart(
+    state: Int[np.ndarray, "n t k 6"], config: SpriteConfig, rows: int, f: int
+) -> Bool[np.ndarray, "n p r r"]:
+    """The codes of each chunk that are farther from the pushed sprite than it can have come in two steps."""
+    size, chunks = config.size / rows, state.shape[1] // f
+    edges = np.arange(rows) * size
+    place = state[:, : chunks * f, 0, :2, None] - 2 * config.push
+    reach = config.side + 4 * config.push
+    touched = (edges < place + reach) & (edges + size > place)  # [n t xy r]
+    both = touched[:, :, 1, :, None] & touched[:, :, 0, None, :]  # places are (x, y)
+    return np.logical_not(both.reshape(len(state), chunks, f, rows, rows).any(axis=2))
 
 
 def _judged(
@@ -96,8 +113,8 @@ def _judged(
     order: Int[np.ndarray, "p"],
     ranks: Int[np.ndarray, "b q n"],
     keys: Array,
-) -> Float[np.ndarray, "b q"]:
-    """Nats of the last q chunks of some windows, whose first chunks enter in this order."""
+) -> Float[np.ndarray, "b q n"]:
+    """Nats of the codes of the last q chunks of some windows, whose first chunks enter in this order."""
     config, f = world.config, world.config.tokenizer.frames_per_chunk
     chunks, past = len(order), len(order) - 1
     codes = tokenize(*world.tokenizer, held.frames[windows, : chunks * f], frames_per_chunk=f)

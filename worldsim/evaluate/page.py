@@ -77,10 +77,14 @@ def _surprise(report: dict[str, Any]) -> list[str]:
         "in a random order, given the true frames before (or after): an upper bound on what the world "
         "pays for the truth. Comparable only between worlds with the same tokenizer.</p>"
     ]
+    told = {name: one for name, one in report["nats"].items() if isinstance(one, dict)}
+    told |= {
+        f"{name}, but the pushed sprite": one | one["free"] for name, one in told.items() if "free" in one
+    }
     rows = [
         [name, one["mean"], f"{number(one['low'])} to {number(one['high'])}", one["frames"],
          f"{one['past'][0]} to {one['past'][1]}"]
-        for name, one in report["nats"].items() if isinstance(one, dict)
+        for name, one in told.items()
     ]  # fmt: skip
     parts.append(table(["", "nats a frame", "band", "frames judged", "frames given"], rows))
     if "entropy" in report["nats"]:

@@ -308,6 +308,7 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(
             f"{name}: {one['mean']:.2f} nats a frame ({one['low']:.2f} to {one['high']:.2f}, "
             f"{one['frames']} frames)"
+            + (f"; without the pushed sprite {one['free']['mean']:.2f}" if "free" in one else "")
         )
     for name, one in (report["outcomes"] or {}).items():
         found = "none there" if one["found"] is None else f"{100 * one['found']:.0f} % of {one['there']} told"
