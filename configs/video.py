@@ -4,7 +4,7 @@
     worldsim train configs/video.py --workdir runs/video
 
 Cost on two CPU cores: some 8 minutes for the tokenizer, 4 for the refinement and 75 for the dynamics, as for
-the first world of Pong, whose sizes it has. How good the world becomes depends on the recordings; there is no
+a world of Pong, whose sizes it has. How good the world becomes depends on the recordings; there is no
 score to compare with. A few minutes of one scene are learned by heart, varied film is more than a world of
 this size can hold.
 """
@@ -27,8 +27,10 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         name="video",
         world=WorldConfig(
-            tokenizer=TokenizerConfig(height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2),
-            dynamics=DynamicsConfig(width=192, layers=4, heads=6, mlp=768, patch=2),
+            tokenizer=TokenizerConfig(
+                height=64, width=64, haar_levels=2, widths=(64, 128), blocks=2, quantizer="vq"
+            ),
+            dynamics=DynamicsConfig(width=192, layers=4, heads=6, mlp=768, patch=2, around=True),
             fps=15.0,
         ),
         data=DataConfig(path="data/video"),
@@ -44,9 +46,9 @@ def get_config() -> TrainConfig:
             steps=4000,
             batch=8,
             frames=24,
-            optim=OptimConfig(learning_rate=1e-3, warmup=200, ema=0.998),
+            optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
             save_every=200,
         ),
-        tokenizer_loss=TokenizerLossConfig(rarity=1.0, crop=32),
-        mix=MixConfig(chunks=16, queries=11, forward=0.45, backward=0.20),
+        tokenizer_loss=TokenizerLossConfig(rarity=1.0, crop=32, commitment=0.1),
+        mix=MixConfig(chunks=16, queries=8, forward=0.45, backward=0.20),
     )
