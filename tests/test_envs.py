@@ -51,6 +51,76 @@ def test_gymnasiums_checker_is_content(env):
         check_env(env, skip_render_check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [None, "rgb_array"])
+def test_gymnasiums_checker_is_content_with_pong_and_its_pictures(mode):
+    """No warning either; it makes the environment anew from its spec, in each of its render modes."""
+    from gymnasium.utils.env_checker import check_env
+
+    gymnasium.register_envs(importlib.import_module("worldsim.envs"))
+    made = gymnasium.make("worldsim/Pong-v0", render_mode=mode, known=4, steps=1, refine_steps=0)
+    assert made.spec is not None and made.metadata["render_modes"] == ["rgb_array"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(made.unwrapped)
+
+
+def vectors(count, **options):
+    """What Gymnasium makes of ``worldsim/Pong-v0`` for many at once."""
+    gymnasium.register_envs(importlib.import_module("worldsim.envs"))
+    how = {"render_mode": "rgb_array", "steps": 1, "refine_steps": 0}
+    return gymnasium.make_vec("worldsim/Pong-v0", num_envs=count, **how | options)
+
+
+def run_of(many, seed, actions):
+    """Frames and clips from a beginning with a seed, and from the next one without."""
+    found, info = many.reset(seed=seed)
+    frames, clips = [found], [info["clip"]]
+    for action in actions:
+        frames.append(many.step(action)[0])
+    found, info = many.reset()
+    return np.stack([*frames, found, many.step(actions[0])[0]]), np.stack([*clips, info["clip"]])
+
+
+@pytest.mark.parametrize("which", ["tiny", pytest.param("pong", marks=pytest.mark.slow)])
+def test_gymnasium_makes_many_that_step_render_and_follow_their_seed(request, which):
+    from worldsim.envs.world import WorldVectorEnv
+
+    options = {"known": 4}
+    if which == "tiny":
+        options = {"world": request.getfixturevalue("world"), "clips": CLIPS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        many, other = vectors(3, **options), vectors(3, **options)
+    assert isinstance(many, WorldVectorEnv) and many.num_envs == 3
+    assert many.spec is not None and many.spec.id == "worldsim/Pong-v0"
+    assert many.action_space == gymnasium.vector.utils.batch_space(many.single_action_space, 3)
+    assert many.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.NEXT_STEP
+    many.action_space.seed(0)
+    actions = [many.action_space.sample() for _ in range(3)]
+    frames, clips = run_of(many, 5, actions)
+    for found in frames:
+        assert many.observation_space.contains(found)
+    pictures = many.render()
+    assert isinstance(pictures, tuple) and len(pictures) == 3
+    for picture, frame in zip(pictures, frames[-1], strict=True):
+        assert picture.dtype == np.uint8 and picture.shape == (*frame.shape[:2], 3)
+        np.testing.assert_array_equal(picture, np.broadcast_to(frame, picture.shape))
+    for again in (many, other):  # whatever went before, and in another of its kind
+        same, began = run_of(again, 5, actions)
+        np.testing.assert_array_equal(same, frames)
+        np.testing.assert_array_equal(began, clips)
+    assert (run_of(other, 6, actions)[0] != frames).any()
+    assert (clips[0] != clips[1]).any() or (frames[-1] != frames[1]).any()  # reset without a seed goes on
+    assert vectors(1, **options | {"render_mode": None}).render() is None
+    if which == "tiny":  # one clip and one action, and each world draws for itself
+        many.reset(seed=5, options={"clip": 1})
+        drawn = many.step(np.zeros(3, int))[0]
+        assert all((drawn[i] != drawn[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+    for env in (many, other):
+        env.close()
+
+
 def test_the_frames_are_those_of_the_simulator(env, world):
     first, info = env.reset(seed=3, options={"clip": 1})
     assert info == {"clip": 1}

@@ -17,7 +17,7 @@ from worldsim.generate.prefill import blocks, prefill
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.models.world import split_module
 from worldsim.ops import rope
-from worldsim.ops.attention import KNOWN, QUERY
+from worldsim.ops.attention import KNOWN, PADDING, QUERY
 from worldsim.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.law
@@ -193,6 +193,47 @@ def test_shifting_all_times_changes_nothing(shift):
     np.testing.assert_allclose(cached(world, later, move(known), move(query), rows), full, atol=1e-4)
     wider = dataclasses.replace(known, times=1.5 * known.times)
     assert np.abs(two_stream(model, wider, query) - full).max() > 1e-2  # but distances matter
+
+
+def later(cache, *, times, orders):
+    """A cache whose chunks all lie later and were made after so many others."""
+    empty = cache.ids[..., :1] == PADDING
+    ids = jnp.where(empty, cache.ids, cache.ids.at[..., 1].add(orders))
+    return dataclasses.replace(cache, times=cache.times + times, ids=ids)
+
+
+@pytest.mark.parametrize("plan", ["forward", "two-sided", "shuffled 1"])
+@pytest.mark.parametrize("world", WORLDS.values(), ids=list(WORLDS))
+def test_rollouts_a_million_frames_or_chunks_later_draw_the_same_codes(world, plan):
+    """After a past that was committed there, and after one that was moved there; on until it is forgotten."""
+    plan, (graph, params) = PLANS[plan], nnx.split(tiny.model("dynamics", world))
+    onward = plans.make_plan(np.zeros(0, int), np.arange(20, 23 + CONTEXT))
+    known, new = (known_stream(world, part, seed=i) for i, part in enumerate((plan, onward)))
+    dials = rollout.Dials(jnp.int32(3), jnp.float32(0))
+
+    def go(state, part, given, *, times, slower):
+        part = dataclasses.replace(part, times=np.float32(slower) * part.times + np.float32(times))
+        return rollout.run(
+            (graph, params), state, part, codes=np.asarray(given.codes), dials=dials,
+            actions=np.asarray(given.actions),
+            conditions={name: np.asarray(a) for name, a in given.conditions.items()},
+        )  # fmt: skip
+
+    def draw(*, times=0.0, orders=0, moved=(0.0, 0), slower=1.0):
+        state = rollout.start(graph, params, keys=jax.random.split(jax.random.key(0), 2))
+        state = dataclasses.replace(state, next_order=orders)
+        state, first = go(state, plan, known, times=times, slower=slower)
+        cache = later(state.cache, times=moved[0], orders=moved[1])
+        state = dataclasses.replace(state, cache=cache, next_order=state.next_order + moved[1])
+        state, rest = go(state, onward, new, times=times + moved[0], slower=slower)
+        return np.concatenate([first, rest], axis=1)
+
+    want = draw()
+    assert len(np.unique(want[:, len(plan) :])) > 2
+    for times, orders in ((1e6, 0), (0.0, 10**6), (1e6, 10**6)):
+        np.testing.assert_array_equal(draw(times=times, orders=orders), want)
+        np.testing.assert_array_equal(draw(moved=(times, orders)), want)
+    assert (draw(slower=1.5) != want).any()  # but distances matter
 
 
 def test_keys_are_rotated_when_read():

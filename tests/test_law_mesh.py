@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -10,6 +11,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 import tiny
 
@@ -21,7 +23,9 @@ from worldsim.parallel.placement import batch_sharding, place_batch
 from worldsim.parallel.sharding import by_path, param_shardings
 from worldsim.train.loop import train_stage
 from worldsim.train.metrics import read_lines
+from worldsim.train.optim import make_optimizer
 from worldsim.train.stages import dynamics_stage
+from worldsim.train.step import init_state, make_step, state_shardings
 
 pytestmark = pytest.mark.law
 
@@ -95,6 +99,32 @@ def test_gradients_are_those_of_one_device(name):
     assert bool(re.search("= .*collective-permute", text)) == ("context" in name)
 
 
+@pytest.mark.parametrize(
+    ("axis", "strategy"),
+    [
+        ("context", "ring"),
+        pytest.param("context", "allgather", marks=pytest.mark.slow),
+        pytest.param("data", "ring", marks=pytest.mark.slow),
+    ],
+)
+def test_the_step_of_training_passes_tokens_round_the_ring(axis, strategy):
+    """The whole step, update and average too: it permutes where there is a ring, and consumes its state."""
+    mesh, config = make_mesh({axis: 2}), some_config()
+    stage = dynamics_stage(config, some_codes(), vectors=VECTORS, mesh=mesh, strategy=strategy)
+    optimizer = make_optimizer(OPTIM, config.dynamics.steps)
+    state = jax.eval_shape(functools.partial(init_state, stage, optimizer), jax.random.key(1))
+    step = make_step(stage, optimizer, mesh, shardings=state_shardings(mesh, state))
+    with jax.set_mesh(mesh):
+        lowered = step.lower(state, None, next(stage.batches(0)))
+    hurry = {"xla_backend_optimization_level": 0}  # of what comes after the communication is settled
+    compiled = lowered.compile(compiler_options=hurry)
+    permuted = re.search(r"= .*collective-permute", compiled.as_text())
+    assert bool(permuted) == ((axis, strategy) == ("context", "ring"))
+    arrays = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    aliased = compiled.memory_analysis().alias_size_in_bytes
+    assert aliased >= sum(x.size * x.dtype.itemsize for x in arrays)
+
+
 @pytest.mark.slow
 def test_a_device_of_a_context_never_holds_the_tokens_of_others():
     """What is gathered in passing is a number a chunk at most; tokens go round the ring."""
@@ -133,18 +163,22 @@ def test_twenty_steps_end_at_the_same_loss(tmp_path, name):
 
 @pytest.mark.slow
 def test_a_checkpoint_goes_on_with_fewer_devices(tmp_path):
-    """Eight, then four, then one: the losses are those of one device all along."""
-    seen = {}
+    """Eight, then four, then one, stopped after steps 4 and 8 of 12: the losses are those of one device."""
+    seen, config = {}, some_config(12)
     for title, ways in (("moved", ((8, 4), (4, 8), (1, 12))), ("one", ((1, 12),))):
-        for devices, steps in ways:
-            mesh, config = make_mesh({"context": devices}), some_config(steps)
+        folder = tmp_path / title / "dynamics"
+        for devices, last in ways:
+            mesh, stops = make_mesh({"context": devices}), last < 12
             stage = dynamics_stage(config, some_codes(), vectors=VECTORS, mesh=mesh)
-            train_stage(stage, tmp_path / title, seed=3, config=config, mesh=mesh)
-        lines = read_lines(tmp_path / title / "dynamics" / "metrics.jsonl")
-        seen[title] = {line["step"]: line["loss"] for line in lines}
-    assert sorted(seen["moved"]) == list(range(1, 13))
-    for step in (1, 2):  # the schedule depends on the number of steps, and only falls later
-        assert seen["moved"][step] == pytest.approx(seen["one"][step], rel=1e-5)
+            stage = processes.signalled(stage, {last - 1} if stops else set())
+            with pytest.raises(SystemExit, match="143") if stops else contextlib.nullcontext():
+                train_stage(stage, tmp_path / title, seed=3, config=config, mesh=mesh)
+            lines = read_lines(folder / "metrics.jsonl")
+            assert [line["step"] for line in lines] == list(range(1, last + 1))
+            assert (folder / "checkpoints" / str(last)).is_dir()
+        seen[title] = [line["loss"] for line in lines]
+    for moved, one in zip(seen["moved"], seen["one"], strict=True):
+        assert moved == pytest.approx(one, rel=1e-5)
 
 
 def test_what_does_not_divide_is_named():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from test_law_cache import later
 from test_law_refusals import unchecked
 
+import worldsim
 from worldsim.generate import requests, stream
 from worldsim.generate.check import check_clip
 from worldsim.generate.rollout import rollout_block
@@ -84,6 +87,46 @@ def test_a_stream_without_end_holds_no_more_and_is_one_program(world):
         sizes.append((len(now.codes), now.waiting, None if now.told is None else len(now.told)))
     assert len(set(sizes)) == 1
     assert rollout_block._cache_size() == programs
+
+
+@pytest.mark.parametrize("which", ["world", "pair_world"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_stream_a_million_frames_later_shows_the_same_frames(request, which, direction):
+    """Its past and its place are moved there between two pieces, after as many chunks more."""
+    world, count = request.getfixturevalue(which), 10**6
+    f = world.config.tokenizer.frames_per_chunk
+    how = {"steps": 2, "refine_steps": 0, "temperature": 0}
+    for seed in range(6):
+        first = world.rollout(tiny.make_clip(6, seed=seed), 18 * f, direction=direction, sinks=1, **how)
+        next(first)
+        stood = first.standing()
+        cache = later(stood.state.cache, times=count, orders=count)
+        state = dataclasses.replace(stood.state, cache=cache, next_order=stood.state.next_order + count)
+        moved = dataclasses.replace(stood, state=state, position=stood.position + count // f)
+        rest, again = list(first), list(world.rollout(moved, 18 * f, **how))
+        assert len(rest) > 2
+        for one, other in zip(rest, again, strict=True):
+            np.testing.assert_array_equal(one.frames, other.frames)
+
+
+@pytest.mark.parametrize("which", ["world", pytest.param("pair_world", marks=pytest.mark.slow)])
+def test_a_simulator_a_million_frames_later_draws_the_same_codes(request, which):
+    """On until nothing but what is pinned is left of the past that was moved there."""
+    world, count = request.getfixturevalue(which), 10**6
+    f = world.config.tokenizer.frames_per_chunk
+    sim = worldsim.Simulator(world, steps=2, temperature=0, show="codes", sinks=1)
+    here = sim.reset([tiny.make_clip(6, seed=seed) for seed in range(12)])
+
+    def moved(times, orders):
+        cache = later(here.cache, times=times, orders=orders)
+        return dataclasses.replace(here, cache=cache, time=here.time + times, order=here.order + orders)
+
+    there = [moved(*by) for by in ((count, 0), (0, count), (count, count))]
+    for action in np.random.default_rng(3).integers(0, 3, (9, 12, f)):
+        here, want = sim.step(here, action)
+        there, drawn = zip(*(sim.step(state, action) for state in there), strict=True)
+        for codes in drawn:
+            np.testing.assert_array_equal(codes, want)
 
 
 def test_a_stream_goes_on_in_its_own_direction(world):
