@@ -3,17 +3,33 @@
 import io
 import json
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import worldsim
 from worldsim import cli
+from worldsim.config import (
+    DataConfig,
+    DynamicsConfig,
+    MixConfig,
+    RefineConfig,
+    StageConfig,
+    TokenizerConfig,
+    TrainConfig,
+    WorldConfig,
+)
 from worldsim.data import open_source, read_episodes, read_info
 from worldsim.data.decode import Look
 from worldsim.data.examples import RecordFiles, decode_image, masked_crc, record_offsets
 from worldsim.data.rlds import import_rlds, is_rlds
 from worldsim.data.stores import load_tfds
+from worldsim.evaluate.held_out import load_held_out
+from worldsim.evaluate.run import Settings, evaluate
+from worldsim.train import run, samples
+from worldsim.train.metrics import read_lines
 
 LENGTH, SIZE = 6, 16
 
@@ -236,6 +252,71 @@ def test_refusals_say_what_is_known_and_how_to_prepare_it(home):
     next(folder.glob("*00001-of-00002")).unlink()
     with pytest.raises(FileNotFoundError, match="has 1 of 2 tfrecord files"):
         read_info("tfds:moving_mnist")
+
+
+def halves():
+    """A tiny run on the first half of the one split, which holds out the second."""
+    stage = partial(StageConfig, steps=1, batch=2, save_every=0, sample_every=1)
+    return TrainConfig(
+        world=WorldConfig(
+            TokenizerConfig(height=SIZE, width=SIZE, channels=1, widths=(8,), blocks=0, levels=(3, 3)),
+            DynamicsConfig(width=16, layers=1, heads=2, mlp=16, context=4, pinned=1),
+            RefineConfig(width=16, layers=1, heads=2, mlp=16),
+        ),
+        data=DataConfig("tfds:moving_mnist", split="test[:50%]", eval_split="test[50%:]"),
+        tokenizer=stage(frames=2),
+        refine=stage(frames=2),
+        dynamics=stage(frames=LENGTH),
+        mix=MixConfig(chunks=5, queries=2),
+    )
+
+
+def test_what_is_held_out_of_a_registered_set_is_the_other_part_of_its_split(home):
+    moving_mnist(home, "array_record", count=6)
+    config = halves()
+    path, split, other = config.data.path, config.data.split, config.data.eval_split
+    held = load_held_out(path, config.world, clips=3, horizon=3, split=other, trained=split)
+    np.testing.assert_array_equal(held.frames, [pixels(i, channels=1) for i in (3, 4, 5)])
+    np.testing.assert_array_equal(held.train, [pixels(i, channels=1) for i in (0, 1, 2)])
+    assert held.actions is None and (held.known, held.horizon) == (3, 3)
+
+
+def test_a_tokenizer_trains_on_a_part_of_a_registered_set_and_shows_the_other(home, monkeypatch):
+    moving_mnist(home, "tfrecord", count=6)
+    seen, make, draw = {}, run.tokenizer_stage, samples.contact_sheet
+
+    def stage(config, source, *rest, **how):
+        seen["train"] = [source[i]["frames"] for i in range(len(source))]
+        return make(config, source, *rest, **how)
+
+    def sheet(rows, **how):
+        seen["shown"] = rows[::2]
+        return draw(rows, **how)
+
+    monkeypatch.setattr(run, "tokenizer_stage", stage)
+    monkeypatch.setattr(samples, "contact_sheet", sheet)
+    run.train(halves(), home / "work", stage="tokenizer")
+    np.testing.assert_array_equal(seen["train"], [pixels(i, channels=1) for i in (0, 1, 2)])
+    np.testing.assert_array_equal(seen["shown"], [pixels(i, channels=1) for i in (3, 4, 5)])
+    (line,) = read_lines(home / "work/tokenizer/metrics.jsonl")
+    assert np.isfinite(line["loss"])
+
+
+@pytest.mark.slow
+def test_a_registered_set_is_trained_on_and_judged_by_parts_of_its_one_split(home):
+    """Grey frames without actions: a step of each stage on the first half, judged on the second."""
+    moving_mnist(home, "array_record", count=6)
+    config = halves()
+    world = worldsim.load(run.train(config, home / "work"))
+    assert world.config == config.world
+    assert world.provenance["data"]["kind"] == "tfds"
+    assert world.provenance["steps"] == {"tokenizer": 1, "refine": 1, "dynamics": 1}
+    settings = Settings(clips=3, horizon=3, samples=1, steps=1, refine_steps=1)
+    told = evaluate(world, config.data.path, home / "out", settings=settings)
+    assert told["settings"]["split"] == "test[50%:]"  # which the world says itself
+    assert (told["clips"], told["known"], told["horizon"]) == (3, 3, 3)
+    assert told["neighbours"] is not None
+    assert (home / "out/report.html").exists()
 
 
 def test_the_checksum_is_that_of_tfrecord_files():

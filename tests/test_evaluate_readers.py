@@ -124,6 +124,14 @@ def test_a_sprite_that_comes_back_another_is_seen():
     assert sprite_laws.returns(read_sprites(drawn(states[:10]), CONFIG), CONFIG) == (0, 0)
 
 
+def test_a_sprite_that_is_hidden_for_long_is_asked_for_only_if_it_never_returns():
+    places = [*range(2, 10), *[10] * 10, *range(11, 19)]
+    states = np.array([[[10, 10, 0, 0, 0, 1], [x, 10, 1, 0, 0, 2]] for x in places])
+    assert sprite_laws.returns(read_sprites(drawn(states), CONFIG), CONFIG) == (0, 0)
+    stays = np.concatenate([states[:9], *[states[9:10]] * 20])
+    assert sprite_laws.returns(read_sprites(drawn(stays), CONFIG), CONFIG) == (0, 1)
+
+
 @pytest.mark.law
 @pytest.mark.parametrize("step", [1, -1])
 def test_the_truth_as_an_answer_is_without_fault(step):
@@ -205,6 +213,10 @@ def test_the_truth_as_an_answer_has_no_error_on_pong():
     good, bad = (pong.over_horizon(Answer(rows[None], truth, copy, 8), ram, median) for rows in (truth, copy))
     assert good["16"]["own_error"] < 0.5 and good["16"]["ball_recall"] == 1
     assert bad["16"]["own_error"] > 10 and bad["16"]["ball_recall"] < 0.5
+    assert good["16"]["own_recall"] == good["16"]["enemy_recall"] == 1
+    blank = np.broadcast_to(median, truth.shape)
+    gone = pong.over_horizon(Answer(blank[None], truth, copy, 8), ram, median)["16"]
+    assert gone["ball_recall"] == gone["own_recall"] == 0
     assert _cells(210, 160, 64).shape[:2] == (64, 64)
 
 

@@ -95,12 +95,12 @@ def test_a_head_per_token_sees_its_own_code_alone():
     config = tiny.config()
     tokenizer = dataclasses.replace(config.tokenizer, height=32, width=32)
     moved = {}
-    for radius, neighbours in ((0, False), (1, False), (0, True)):
-        small = dataclasses.replace(config.refine, radius=radius, neighbours=neighbours)
+    for radius, beside in ((0, False), (1, False), (0, True)):
+        small = dataclasses.replace(config.refine, radius=radius, neighbours=beside)
         head = tiny.model("refine", dataclasses.replace(config, tokenizer=tokenizer, refine=small))
         draw = jax.jit(lambda q, head=head: head.draw(q, noise, jnp.int32(2)) - q)
         other = draw(q.at[:, 3, 1, 2].add(1.0))
-        moved[radius, neighbours] = np.argwhere(np.abs(other - draw(q)).max((0, 4)) > 1e-6)
+        moved[radius, beside] = np.argwhere(np.abs(other - draw(q)).max((0, 4)) > 1e-6)
     assert moved[0, False].tolist() == [[3, 1, 2]]
     assert len(moved[1, False]) > 1 and set(moved[1, False][:, 0]) == {3}
     assert set(moved[0, True][:, 0]) == {2, 3, 4}

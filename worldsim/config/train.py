@@ -94,7 +94,7 @@ class TokenizerLossConfig:
       commitment: weight of ``|z - q|^2``.
       continuous: share of samples that the decoder draws from z instead of q.
       soft: share that it draws from the unrounded q, through which the encoder learns where to put
-        small things before rounding can hide them.
+        small things before rounding can hide them; of VQ that is z itself.
       crop: side in pixels of the squares trained on, cut around what differs from the median frame; a
         multiple of the tokenizer's stride, or 0 for whole frames.
     """

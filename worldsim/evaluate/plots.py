@@ -133,7 +133,8 @@ def state_panels(game: str, state: dict[str, Any]) -> list[Panel]:
     both = [(name, state[name], color) for name, color in (("forward", WORLD), ("backward", SECOND))]
     keys = {
         "pong": (
-            ("own_error", "own paddle", "error, pixels"),
+            ("own_error", "own paddle, where it is seen", "error, pixels"),
+            ("own_recall", "own paddle is seen", "share of true paddles"),
             ("ball_recall", "ball within 3 pixels", "share of true balls"),
             ("ball_error", "ball, where one is seen", "error, pixels"),
         ),
