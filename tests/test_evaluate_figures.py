@@ -154,7 +154,7 @@ def test_curves_keep_the_best_sample_and_the_copy_apart():
 
 @pytest.mark.law
 def test_the_codes_apart_from_the_pushed_sprite_are_those_that_it_can_not_reach():
-    """Cells of two pixels; from x 10 and y 20 it is at most 4 pixels away a step ago and one on, and 5 wide."""
+    """Cells of two pixels; from x 10 and y 20 it is at most 4 pixels away within two steps, and 5 wide."""
     config, state = SpriteConfig(), np.zeros((1, 3, 2, 6), np.int32)
     state[0, :, 0, :2] = [[10, 20], [0, 27], [30, 30]]  # the last frame makes no whole chunk
     apart = _apart(state, config, 16, 2)[0]
@@ -165,6 +165,7 @@ def test_the_codes_apart_from_the_pushed_sprite_are_those_that_it_can_not_reach(
     np.testing.assert_array_equal(~apart[0], there)
 
 
+@pytest.mark.law
 @pytest.mark.parametrize(
     ("kind", "direction"), [("world", "forward"), ("world", "backward"), ("pair_world", "backward")]
 )
