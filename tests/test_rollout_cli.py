@@ -82,6 +82,23 @@ def test_a_rollout_that_was_stopped_goes_on_to_the_same_frames(folder, added, ca
     assert sorted(path.name for path in folder.iterdir()) == ["cut.mp4", "long.mp4", "start.npz", "world"]
 
 
+def test_tasks_of_a_launcher_do_not_write_one_file_together(folder, monkeypatch, capsys):
+    for name, value in {
+        "JOB_ID": "7",
+        "STEP_NODELIST": "n",
+        "NTASKS": "2",
+        "PROCID": "1",
+        "LOCALID": "1",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(SystemExit):
+        rollout()
+    assert "Slurm started this as one of several processes" in capsys.readouterr().err
+    assert not (folder / "long.mp4").exists()
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    rollout()
+
+
 def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, added, world, capsys):
     added["stop"] = 3
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ def rollout(
     out = output.out
     stood = out.with_name(f"{out.name}.rollout")
     check_endless(out)
+    _check_alone(out)
     began, model = begin(world, output)
     told = _actions(actions, model, sampling.seed)
     asked = {
@@ -106,6 +108,21 @@ def rollout(
     seconds = round(time.monotonic() - began, 2)
     line = {"out": str(out), "new": frames, "made": frames - made, "seconds": seconds}
     tell(json.dumps(line) if output.json else out)
+
+
+def _check_alone(out: Path) -> None:
+    """Refuse to be one of several processes that would write the same file.
+
+    Raises:
+      ValueError: who started them, and what to do.
+    """
+    from worldsim.parallel.distributed import launcher
+
+    if (found := launcher(os.environ)) in ("Slurm", "Open MPI"):
+        raise ValueError(
+            f"rollout: {found} started this as one of several processes, which would all write {out}; start "
+            "it once, or share out a folder of clips by worldsim extend."
+        )
 
 
 def _check_movie(out: Path, stood: Path, frames: int) -> None:
