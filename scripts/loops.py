@@ -336,14 +336,14 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows += clip_rows(world, real, total, effort=effort, turns=turns)
             else:
                 rows += sprite_rows(bed, total, effort=effort, turns=turns)
-    print(table(rows))
+            print(table(rows), flush=True)
+            if args.json:  # a length of 64 loops takes an hour and more
+                args.json.write_text(json.dumps(rows, indent=1, default=float) + "\n")
     if args.bed != "clips":
         mean, worst = (part_lengths(rows, key) for key in ("mean_each", "worst_each"))
         for name in mean:
             said = f"turns {name[0]}, {name[1]} candidates, {name[2]} sweeps, kept {name[3]}"
             print(f"auc {mean[name]:.3f} of the mean, {worst[name]:.3f} of the worst chunk: {said}")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1, default=float) + "\n")
 
 
 if __name__ == "__main__":
