@@ -152,7 +152,8 @@ def table(name: str, scores: dict) -> str:
     ratios = ", ".join(f"{r} {scores[f'{r}_ratio']:.2f}" for r in ("seam", "jerk", "motion"))
     lines += [
         "",
-        f"Loops of {NEW} frames against real play (1 is alike): {ratios}.",
+        f"Loops of {NEW} frames, one candidate each and no sweeps, means against real play (1 is alike): "
+        f"{ratios}.",
         f"The largest step anywhere in a loop is {scores['peak_ratio']:.1f} of its median steps, "
         f"in real play {scores['peak_ratio_real']:.1f}.",
         "",
