@@ -155,7 +155,7 @@ def test_a_saved_state_goes_on_to_the_same_bits(world, tmp_path):
 
 def test_a_file_of_something_else_is_no_state(world, tmp_path):
     sim = worldsim.Simulator(world, steps=1)
-    with pytest.raises(FileNotFoundError, match="no simulator was saved here"):
+    with pytest.raises(FileNotFoundError, match="a simulator never stood here"):
         sim.load(tmp_path / "state")
     (tmp_path / "state").write_bytes(b"something else")
     with pytest.raises(ValueError, match="is not where a simulator stood"):

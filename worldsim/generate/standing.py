@@ -51,8 +51,6 @@ def load_standing(path: str | Path, world: World) -> tuple[Standing, dict[str, A
       ValueError: it is none, or one of another world.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; no rollout was stopped here.")
     cache, keys, arrays, known = _read(path, world, (*NUMBERS, *COUNTS, "asked"), what="a rollout")
     state = RolloutState(cache, keys, **{name: known[name] for name in NUMBERS})
     counts = {name: known[name] for name in COUNTS}
@@ -73,8 +71,6 @@ def load_simulated(path: str | Path, world: World) -> SimulatorState:
       ValueError: it is none, or one of another world.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; no simulator was saved here.")
     cache, keys, arrays, _ = _read(path, world, (), what="a simulator")
     missing = [name for name in (*PLACES, *DRAWN[:2], *world.config.dynamics.outcomes) if name not in arrays]
     if missing:
@@ -108,10 +104,13 @@ def _read(
     """The cache, the keys, all arrays and the values of a file.
 
     Raises:
-      ValueError: it is no such file, or one of another world.
+      FileNotFoundError: there is no such file.
+      ValueError: it is something else, or one of another world.
     """
     from safetensors import SafetensorError
 
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; {what} never stood here.")
     blob = path.read_bytes()
     try:
         arrays = read_tensors(blob)
