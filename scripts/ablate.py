@@ -71,14 +71,14 @@ def variant(config: TrainConfig, changes: dict, *, steps: dict[str, int]) -> Tra
 
 def measure(config: TrainConfig, workdir: Path) -> dict[str, float]:
     """Train and judge one variant."""
-    folder = train(config, workdir)
+    world = worldsim.load(train(config, workdir))
     settings = Settings(clips=12, horizon=16, samples=1)
-    report = evaluate(worldsim.load(folder), config.data.path, workdir / "report", settings=settings)
+    report = evaluate(world, config.data.path, workdir / "report", settings=settings)
     row = {
         "PSNR of q": report["pictures"]["q"]["psnr"],
         "PSNR of q, refined": report["pictures"]["4 steps"]["psnr"],
         "PSNR of z": report["pictures"]["z"]["psnr"],
-        "codes in use, % of the codebook": 100 * codes_in_use(worldsim.load(folder), config.data.path),
+        "codes in use, % of the codebook": 100 * codes_in_use(world, config.data.path),
         "nats a frame, forward": report["nats"]["forward"]["mean"],
     }
     row["PSNR over 16 frames"] = sum(report["curves"]["forward"]["psnr"]["mean"][:16]) / 16
