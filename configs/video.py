@@ -4,9 +4,9 @@
     worldsim train configs/video.py --workdir runs/video
 
 Cost on two CPU cores: some 8 minutes for the tokenizer, 4 for the refinement and 75 for the dynamics, as for
-the first world of Pong, whose sizes it has (that one trained with Adam and without ``around``). How good the world becomes depends on the recordings; there is no
-score to compare with. A few minutes of one scene are learned by heart, varied film is more than a world of
-this size can hold.
+the first world of Pong, whose sizes it has (that one trained with Adam and without ``around``). How good the
+world becomes depends on the recordings; there is no score to compare with. A few minutes of one scene are
+learned by heart, varied film is more than a world of this size can hold.
 """
 
 from worldsim.config import (

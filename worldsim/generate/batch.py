@@ -77,7 +77,6 @@ def futures(world: World, request: Request, samples: int, *, options: Mapping[st
     plan, known = request.plan, int(request.plan.known.sum())
     dials = world.dials(**{name: options[name] for name in DIALS})
     keys = jax.random.split(options["key"], samples)
-    told = {"dials": dials, "progress": world.progress}
     seen, past = take_in(world, [request], dials, keys=keys[:1], conditions=options["conditions"])
     rows = world.condition_rows(options["conditions"], samples, len(plan))
     rest = Plan(plan.times[known:], plan.known[known:], plan.pinned[known:])
@@ -90,7 +89,8 @@ def futures(world: World, request: Request, samples: int, *, options: Mapping[st
         codes=np.zeros(count, seen.dtype),
         actions=actions,
         conditions={name: a[:, known:] for name, a in rows.items()},
-        **told,
+        dials=dials,
+        progress=world.progress,
     )
     codes = np.concatenate([np.repeat(seen, samples, axis=0), made], axis=1)
     drawing = {"keys": detail_keys(state.keys, dials), "refine_steps": int(dials.refine)}

@@ -94,7 +94,8 @@ class RefineHead(nnx.Module):
         self.grid = nnx.Param(init(rngs.params(), (*tokenizer.grid, width)))
         self.null = nnx.Param(init(rngs.params(), (width,)))
         self.codes = nnx.Linear(latent, width, rngs=rngs, dtype=dtype)
-        self.look = ResidualBlock(width, rngs=rngs, dtype=dtype)
+        around = config.radius or config.neighbours  # else each code is looked at alone
+        self.look = ResidualBlock(width, rngs=rngs, dtype=dtype) if around else None
         self.noisy = nnx.Linear(latent, width, rngs=rngs, dtype=dtype)
         self.level = nnx.List([nnx.Linear(n, width, rngs=rngs, dtype=dtype) for n in (32, width)])
         self.blocks = nnx.List([RefineBlock(config, rngs=rngs, dtype=dtype) for _ in range(config.layers)])
@@ -120,7 +121,7 @@ class RefineHead(nnx.Module):
         see = see.at[:, 0, 0].set(False).at[:, -1, 1].set(False) & self.config.neighbours
         scaled = jax.lax.stop_gradient(q / self.spread[...])
         tokens = self.codes(scaled) + self.grid[...].astype(scaled.dtype)
-        if self.config.radius or self.config.neighbours:
+        if self.look is not None:
             tokens = self.look(tokens.reshape(b * p, h, w, -1)).reshape(b, p, h, w, -1)
         if null is not None:
             tokens = jnp.where(null[:, None, None, None, None], self.null[...] + self.grid[...], tokens)

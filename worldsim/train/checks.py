@@ -49,9 +49,9 @@ def check_mesh(config: TrainConfig, mesh: Mesh | AbstractMesh, stages: Sequence[
     """
     problems: list[str] = []
 
-    def attempt(part: Callable[..., Any], *args: Any, where: str, **options: Any) -> None:
+    def attempt(part: Callable[..., Any], *args: Any, where: str) -> None:
         try:
-            part(*args, **options)
+            part(*args)
         except ValueError as error:
             problems.append(f"{where}: {error}")
 
