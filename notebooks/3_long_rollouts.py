@@ -276,4 +276,4 @@ show_video(np.concatenate(list(films), axis=2), fps=8, height=64)
 
 # %% [markdown]
 # For speed, a step may also be traced: `jax.lax.scan` over `sim.step` keeps hundreds of steps on the device,
-# with `show="codes"` if nobody looks at the pictures.
+# with `render="codes"` if nobody looks at the pictures.

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import movies
 import numpy as np
 import pytest
@@ -111,6 +112,31 @@ def test_unusable_files_are_listed_with_their_reasons(tmp_path):
     assert "empty (0 bytes)" in told["empty.webm"] and "can't be decoded" in told["noise.mp4"]
     assert told["good.mp4"] == "its content is that of copy.mp4"
     assert [file for file in read_info(tmp_path / "out").files if file.reason] == list(done.skipped)
+
+
+def test_a_recording_that_ends_early_is_taken_and_told_of(tmp_path, capsys):
+    """Its container counts 40 frames, and the last packet is not in the file."""
+    (tmp_path / "in").mkdir()
+    whole, early = movies.record(tmp_path / "whole.mp4", movies.ramp(40)), tmp_path / "in" / "early.mp4"
+    with av.open(str(whole)) as old, av.open(str(early), "w", options={"movflags": "faststart"}) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    with av.open(str(early)) as container:
+        last = max(packet.pos for packet in container.demux(video=0) if packet.dts is not None)
+    early.write_bytes(early.read_bytes()[:last])
+    record_all(tmp_path / "in", other=20)
+    cli.main(["data", "import", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--size", "32"])
+    assert "  early.mp4: 1 frames missing at its end" in capsys.readouterr().err
+    files = {file.name: file for file in read_info(tmp_path / "out").files}
+    assert (files["early.mp4"].frames, files["early.mp4"].missing) == (39, 1)
+    assert files["other.mp4"].missing == 0
+    cli.main(["data", "info", str(tmp_path / "out")])
+    assert "early.mp4: test, 39 frames, 1 missing at its end" in capsys.readouterr().out.replace(
+        "train", "test"
+    )
 
 
 def test_a_file_that_breaks_in_its_middle_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -213,11 +213,36 @@ def test_the_truth_as_an_answer_has_no_error_on_pong():
     good, bad = (pong.over_horizon(Answer(rows[None], truth, copy, 8), ram, median) for rows in (truth, copy))
     assert good["16"]["own_error"] < 0.5 and good["16"]["ball_recall"] == 1
     assert bad["16"]["own_error"] > 10 and bad["16"]["ball_recall"] < 0.5
+    assert good["16"]["flights"] == {"straight": {"ball_recall": 1, "frames": 32}}
     assert good["16"]["own_recall"] == good["16"]["enemy_recall"] == 1
     blank = np.broadcast_to(median, truth.shape)
     gone = pong.over_horizon(Answer(blank[None], truth, copy, 8), ram, median)["16"]
     assert gone["ball_recall"] == gone["own_recall"] == 0
     assert _cells(210, 160, 64).shape[:2] == (64, 64)
+
+
+@pytest.mark.law
+def test_balls_are_told_apart_by_what_became_of_them():
+    """The picture in pong.flights, a bounce off a wall before, and the same backward."""
+    x, y = [20, 23, 26, 23, 20, 0, 0, 40], [50, 40, 50, 60, 70, 0, 0, 90]
+    ram = np.zeros((1, 8, 128), np.uint8)
+    ram[0, :, 49], ram[0, :, 54] = x, y
+    assert pong.flights(ram).tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
+    assert pong.flights(ram[:, ::-1]).tolist() == [[0, 2, 2, 2, 2, 2, 2, 2]]
+    assert pong.flights(ram[:, 4::-1]).tolist() == [[0, 0, 0, 1, 1]]
+
+
+def test_a_ball_is_followed_from_the_frames_before_the_answer():
+    """The last two known frames say which way it flew."""
+    ram = np.zeros((1, 12, 128), np.uint8)
+    ram[..., 51], ram[..., 50], ram[..., 54] = 120, 120, 100
+    ram[..., 49] = [80, 84, 88, 92, 96, 100, 104, 108, 104, 100, 96, 92]
+    frames = np.stack([screen((int(r[49]), 100), 120, 120) for r in ram[0]])[None]
+    for first, step, straight in ((4, 1, 4), (8, 1, 0), (7, -1, 1), (5, -1, 4)):
+        truth, copy = copies(frames, first, 4, step)
+        told = pong.over_horizon(Answer(truth[None], truth, copy, first, step), ram, screen(None, 230, 0))
+        found = {name: one["frames"] for name, one in told["4"]["flights"].items()}
+        assert found.get("straight", 0) == straight and sum(found.values()) == 4, (first, step)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_sinks_are_the_same_in_pieces_in_streams_and_in_the_simulator(world):
         piece.frames for piece in world.rollout(clip, 20, actions=ACTIONS, sinks=2, key=KEY, **how)
     ])  # fmt: skip
     np.testing.assert_array_equal(frames, whole.clip.frames[5:])
-    sim = worldsim.Simulator(world, sinks=2, show="codes", steps=1)
+    sim = worldsim.Simulator(world, sinks=2, render="codes", steps=1)
     state, codes = sim.reset(clip, KEY), []
     for action in ACTIONS:
         state, shown = sim.step(state, action[None])
@@ -62,7 +62,7 @@ def test_sinks_are_the_same_in_pieces_in_streams_and_in_the_simulator(world):
 
 
 def test_grafted_worlds_keep_their_sinks(world):
-    sim = worldsim.Simulator(world, sinks=2, temperature=0.0, show="codes", steps=1)
+    sim = worldsim.Simulator(world, sinks=2, temperature=0.0, render="codes", steps=1)
     old = sim.reset([tiny.make_clip(4, seed=i) for i in range(2)], KEY)
     for action in ACTIONS[:7]:
         old, _ = sim.step(old, np.full(2, action))

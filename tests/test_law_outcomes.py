@@ -147,7 +147,7 @@ def telling():
 def test_the_simulator_tells_and_a_rollout_draws_the_same_codes(telling):
     quiet = dataclasses.replace(TELLING, dynamics=dataclasses.replace(TELLING.dynamics, outcomes=()))
     clips = [tiny.make_clip(5, seed=1), tiny.make_clip(5, seed=2)]
-    simulators = [worldsim.Simulator(w, steps=2, show="codes") for w in (telling, tiny.make_world(quiet))]
+    simulators = [worldsim.Simulator(w, steps=2, render="codes") for w in (telling, tiny.make_world(quiet))]
     states = [one.reset(clips, jax.random.key(0)) for one in simulators]
     assert states[0].rewards.tolist() == states[0].ends.tolist() == [0, 0] and states[1].rewards is None
     seen = []
@@ -162,7 +162,7 @@ def test_the_simulator_tells_and_a_rollout_draws_the_same_codes(telling):
 
 
 def test_a_grafted_world_goes_on_as_it_would_have_alone(telling):
-    sim = worldsim.Simulator(telling, steps=2, temperature=0.0, show="codes")
+    sim = worldsim.Simulator(telling, steps=2, temperature=0.0, render="codes")
     old = sim.reset([tiny.make_clip(4, seed=i) for i in range(3)], jax.random.key(0))
     for action in (0, 1, 2, 1, 0):
         old, _ = sim.step(old, np.full(3, action))

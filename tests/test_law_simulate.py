@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -36,7 +38,7 @@ def test_steps_draw_the_codes_of_a_rollout(request, which, known):
     clip, actions = tiny.make_clip(known), tiny.make_clip(f * STEPS, seed=3).actions
     key = jax.random.key(7)
     whole = world.extend(clip, f * STEPS, actions=actions, key=key, steps=2)
-    sim = worldsim.Simulator(world, steps=2, show="codes")
+    sim = worldsim.Simulator(world, steps=2, render="codes")
     state, codes = walk(sim, sim.reset(clip, key), actions.reshape(STEPS, 1, f))
     np.testing.assert_array_equal(codes[:, 0], whole.codes)
     assert float(state.time) == whole.times[-1] + f
@@ -49,7 +51,7 @@ def test_frames_are_drawn_beside_those_before_them(world):
     for known in (1, 2, 5):
         clip = tiny.make_clip(known, actions=False)
         sim = worldsim.Simulator(world, steps=1)
-        told = worldsim.Simulator(world, steps=1, show="codes")
+        told = worldsim.Simulator(world, steps=1, render="codes")
         _, frames = walk(sim, sim.reset(clip), [None] * 3)
         _, codes = walk(told, told.reset(clip), [None] * 3)
         given = tokenize(*world.tokenizer, clip.frames[None], frames_per_chunk=1)
@@ -63,7 +65,7 @@ def test_frames_are_drawn_beside_those_before_them(world):
 
 
 def test_a_state_can_be_stepped_from_twice(world):
-    sim = worldsim.Simulator(world, steps=2, show="codes")
+    sim = worldsim.Simulator(world, steps=2, render="codes")
     start = sim.reset(tiny.make_clip(4), jax.random.key(1))
     middle, _ = walk(sim, start, [np.array([1])] * 2)
     copy = jax.tree.map(lambda x: x, middle)
@@ -75,7 +77,7 @@ def test_a_state_can_be_stepped_from_twice(world):
 
 
 def test_each_world_of_a_batch_is_alone_and_all_steps_are_one_program(world):
-    sim = worldsim.Simulator(world, steps=2, show="codes")
+    sim = worldsim.Simulator(world, steps=2, render="codes")
     clips = [tiny.make_clip(5, seed=i) for i in range(3)]
     keys, actions = jax.random.split(jax.random.key(2), 3), np.arange(3 * STEPS).reshape(STEPS, 3) % 3
     before = simulate._step._cache_size()
@@ -108,8 +110,12 @@ def test_what_a_simulator_cannot_take_is_refused(world, pair_world):
         sim.reset(tiny.make_clip(3), jax.random.split(jax.random.key(0)))
     with pytest.raises(ValueError, match="no clips"):
         sim.reset([])
-    with pytest.raises(ValueError, match="Simulator: show 'frame'; take 'frames' or 'codes'"):
-        unchecked(worldsim.Simulator.__init__)(sim, world, show="frame")
+    with pytest.raises(ValueError, match="Simulator: render 'frame'; take one of codes, decode, refine"):
+        unchecked(worldsim.Simulator.__init__)(sim, world, render="frame")
+    with pytest.raises(ValueError, match="render 'decode' with refine_steps 2; leave one of them out"):
+        worldsim.Simulator(world, render="decode", refine_steps=2)
+    with pytest.raises(ValueError, match="this world has no refinement head"):
+        worldsim.Simulator(dataclasses.replace(world, refine=None), render="refine")
     for key in (0, jax.random.PRNGKey(0)):
         with pytest.raises(TypeError, match=r"no typed key; give jax\.random\.key\(0\)"):
             unchecked(simulate._keys)(key, 1)
@@ -118,7 +124,7 @@ def test_what_a_simulator_cannot_take_is_refused(world, pair_world):
 
 
 def test_steps_can_be_traced(world):
-    sim = worldsim.Simulator(world, steps=1, show="codes")
+    sim = worldsim.Simulator(world, steps=1, render="codes")
     start, actions = sim.reset(tiny.make_clip(4)), jax.numpy.asarray([[1], [2], [0]])
     _, together = jax.lax.scan(sim.step, start, actions)
     np.testing.assert_array_equal(together, walk(sim, start, np.asarray(actions))[1])
@@ -126,7 +132,7 @@ def test_steps_can_be_traced(world):
 
 def test_a_world_without_actions_runs_free():
     world = tiny.make_world(tiny.config(action=tiny.ActionConfig()))
-    sim = worldsim.Simulator(world, steps=1, show="codes")
+    sim = worldsim.Simulator(world, steps=1, render="codes")
     state = sim.reset(tiny.make_clip(3, actions=False))
     _, codes = sim.step(state)
     np.testing.assert_array_equal(

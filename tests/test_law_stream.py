@@ -49,6 +49,38 @@ def test_pieces_are_the_frames_of_an_extension(request, which, direction, chunks
     assert all(isinstance(piece, Clip) for piece in pieces)
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_codes_are_those_of_an_extension(pair_world, direction):
+    how = {"direction": direction, "key": KEY, "steps": 1}
+    whole = pair_world.extend(tiny.make_clip(6), 26, **how, render="decode")
+    pieces = list(pair_world.rollout(tiny.make_clip(6), 26, **how, render="codes"))
+    codes = np.concatenate(pieces[:: 1 if direction == "forward" else -1])
+    np.testing.assert_array_equal(codes, whole.codes)
+    assert len(pieces) > 1
+
+
+def test_a_way_to_render_stands_for_steps_of_the_refinement(world):
+    draw = lambda **how: world.extend(tiny.make_clip(6), 4, key=KEY, steps=1, **how).clip.frames
+    decoded, refined = draw(refine_steps=0), draw(refine_steps=4)
+    assert (decoded != refined).any()
+    np.testing.assert_array_equal(draw(render="decode"), decoded)
+    np.testing.assert_array_equal(draw(render="refine"), refined)
+    np.testing.assert_array_equal(draw(render="refine", refine_steps=2), draw(refine_steps=2))
+
+
+@pytest.mark.parametrize(
+    "how, says",
+    [
+        ({"render": "codes"}, "extend: render 'codes'; its answer is a clip"),
+        ({"render": "refine", "refine_steps": 0}, "render 'refine' with refine_steps 0"),
+        ({"render": "codes "}, "take one of codes, decode, refine"),
+    ],
+)
+def test_ways_to_render_that_cannot_be(world, how, says):
+    with pytest.raises(ValueError, match=says):
+        world.extend(tiny.make_clip(6), 4, **how)
+
+
 def test_actions_may_be_asked_for_as_frames_are_made(world):
     actions, asked = tiny.make_clip(12, seed=3).actions, []
     how = {"key": KEY, "steps": 1, "refine_steps": 0}
@@ -114,7 +146,7 @@ def test_a_simulator_a_million_frames_later_draws_the_same_codes(request, which)
     """On until nothing but what is pinned is left of the past that was moved there."""
     world, count = request.getfixturevalue(which), 10**6
     f = world.config.tokenizer.frames_per_chunk
-    sim = worldsim.Simulator(world, steps=2, temperature=0, show="codes", sinks=1)
+    sim = worldsim.Simulator(world, steps=2, temperature=0, render="codes", sinks=1)
     here = sim.reset([tiny.make_clip(6, seed=seed) for seed in range(12)])
 
     def moved(times, orders):

@@ -246,6 +246,9 @@ def _told(done: Any) -> str:
         lines.append("one file alone is not held out: train with --data.eval-split train, or add another")
     if done.gone:
         lines.append(f"no longer in the folder, kept in the dataset: {', '.join(done.gone)}")
+    early = [f"  {file.name}: {file.missing} frames missing at its end" for file in done.new if file.missing]
+    if early:
+        lines.append("taken, though they end before their container says:\n" + "\n".join(early))
     if done.skipped:
         lines.append("skipped:\n" + reasons(done.skipped))
     return "\n".join(lines)

@@ -63,11 +63,13 @@ class Recording:
     Attributes:
       rate: frames per second as the container has it; after reading, as the timestamps have it.
       count: frames decoded so far.
+      missing: after reading, frames that the container counts beside those: up to a tenth is taken for a
+        recording that ends a little early.
     """
 
     def __init__(self, path: Path, look: Look) -> None:
         self._path, self._look = path, look
-        self.rate, self.count = 0.0, 0
+        self.rate, self.count, self.missing = 0.0, 0, 0
         self._first, self._last, self._shown = 0.0, 0.0, 0.0
 
     def frames(self, *, step: int | None = None) -> Iterator[Frame]:
@@ -138,6 +140,7 @@ class Recording:
             raise UnusableError("it holds 0 frames")
         if self.count < 0.9 * promised:
             raise UnusableError(f"it is cut off: {self.count} of {promised} frames could be decoded")
+        self.missing = max(0, promised - self.count)
         if self.count > 1 and self._last > self._first:
             self.rate = (self.count - 1) / (self._last - self._first)
 

@@ -254,7 +254,8 @@ class _Writer:
             self._placed.setdefault(split, []).append(placed)
             for part in parts:
                 tally.count(part)
-        return dataclasses.replace(item.file, split=split, frames=len(spool), fps=round(spool.rate, 4))
+        told = {"frames": len(spool), "fps": round(spool.rate, 4), "missing": spool.missing}
+        return dataclasses.replace(item.file, split=split, **told)
 
     def close(self, files: list[FileInfo], kind: tuple[str, int], *, grown: bool) -> DataInfo:
         """Put the finished version in the old one's place; where nothing is new, renew its list of files."""

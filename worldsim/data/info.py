@@ -54,6 +54,7 @@ class FileInfo:
       frames: stored.
       fps: of the recording itself, by its timestamps.
       reason: why it was skipped, or empty.
+      missing: frames that its container counts and that are not there.
     """
 
     name: str
@@ -63,6 +64,7 @@ class FileInfo:
     frames: int = 0
     fps: float = 0.0
     reason: str = ""
+    missing: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

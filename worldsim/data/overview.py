@@ -89,7 +89,9 @@ def lines(known: dict[str, Any]) -> list[str]:
         told += [
             f"         {count} frames by {policy}" for policy, count in split["policies"].items() if policy
         ]
-    told += [f"file     {f['name']}: {f['split']}, {f['frames']} frames" for f in known["files"]]
+    for file in known["files"]:
+        early = f", {file['missing']} missing at its end" if file["missing"] else ""
+        told.append(f"file     {file['name']}: {file['split']}, {file['frames']} frames{early}")
     told += [f"skipped  {file['name']}: {file['reason']}" for file in known["skipped"]]
     return told
 

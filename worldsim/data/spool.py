@@ -56,11 +56,13 @@ class Spool:
       folder: with a file of frames for each part, and one of the actions where there are any.
       lengths: frames of each part.
       rate: frames per second of the recording, by its timestamps.
+      missing: frames that its container counts and that are not there.
     """
 
     folder: Path
     lengths: tuple[int, ...]
     rate: float
+    missing: int = 0
 
     def __len__(self) -> int:
         return sum(self.lengths)
@@ -120,7 +122,7 @@ def _fill(folder: Path, found: Found, config: ImportConfig) -> Spool:
             raise UnusableError(f"{len(rows)} rows of actions for {recording.count} frames")
         aligned = beside.aligned(rows, follow=config.follow)
         np.save(folder / "actions.npy", beside.thinned(aligned, step or 1))
-    spool = Spool(folder, tuple(lengths), recording.rate)
+    spool = Spool(folder, tuple(lengths), recording.rate, recording.missing)
     if len(spool) < config.records.minimum:
         raise UnusableError(
             f"it is too short: {len(spool)} frames, a record has {config.records.minimum} or more"

@@ -8,6 +8,7 @@ from typing import Any
 
 from worldsim.evaluate.document import document, number, picture, table
 from worldsim.evaluate.features import LABEL
+from worldsim.evaluate.pong import FLIGHTS
 from worldsim.generate.options import DIALS
 
 
@@ -220,6 +221,14 @@ def _drift(report: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
+def _flights(spans: list[dict[str, Any]]) -> list[list[Any]]:
+    """Rows of what Pong's ball did since the known end, and how often it is found then."""
+    told = [one.get("flights", {}) for one in spans]
+    names = [name for name in FLIGHTS if any(name in one for one in told)]
+    cell = lambda one: f"{number(one['ball_recall'], 3)} of {one['frames']}" if one else "-"
+    return [[f"ball recall, {name}", *(cell(one.get(name)) for one in told)] for name in names]
+
+
 def _state(report: dict[str, Any], folder: Path) -> list[str]:
     """What is read from frames."""
     state = report["state"]
@@ -228,7 +237,8 @@ def _state(report: dict[str, Any], folder: Path) -> list[str]:
     words = {
         "pong": "Ball and paddles read from frames, against the emulator's RAM. The reader's own recall "
         "and error on real frames come first: no score can be better. A free ball drifts off the "
-        "truth where a return is a matter of luck; the own paddle is steered and has no excuse.",
+        "truth where a return is a matter of luck; the own paddle is steered and has no excuse. A ball flies "
+        "straight (off walls too) until a paddle returned it or it was served anew.",
         "sprites": "Shape, colour and place of each sprite read from frames, against the true state. "
         "Free sprites turn at random, so their error grows for any world; the pushed one "
         "follows the given actions.",
@@ -238,8 +248,9 @@ def _state(report: dict[str, Any], folder: Path) -> list[str]:
     parts.append(table(["reader on real frames", ""], reader, 3))
     for name in ("forward", "backward"):
         spans = {key: one for key, one in state[name].items() if key.isdigit()}
-        keys = list(next(iter(spans.values()), {}))
+        keys = [key for key in next(iter(spans.values()), {}) if key != "flights"]
         rows = [[key.replace("_", " "), *(one[key] for one in spans.values())] for key in keys]
+        rows += _flights(list(spans.values()))
         parts.append(table([f"{name}, frames", *spans], rows))
     if "stages" in state:
         rows = [

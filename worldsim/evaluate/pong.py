@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from worldsim.data.ale import PONG_BALL_X, PONG_BALL_Y, PONG_PLAYER_Y
 from worldsim.evaluate.bands import around, band, nanmean, upto
@@ -26,6 +26,10 @@ WITHIN = 3.0
 """Pixels within which a ball is where it should be."""
 
 HORIZONS = (4, 8, 16, 32, 64)
+
+FLIGHTS = ("straight", "returned", "served")
+"""What became of the ball since the known end: it flies on (off walls too), a paddle turned it round, or it
+was out of play."""
 
 Side = Literal["own", "enemy"]
 _COLOURS = {"own": (92, 186, 92), "enemy": (213, 130, 74)}
@@ -102,6 +106,19 @@ def ball_match(
     return np.where(there, (error <= WITHIN).astype(float), np.nan), error
 
 
+def flights(ram: UInt8[np.ndarray, "n t 128"]) -> Int[np.ndarray, "n t"]:
+    """Per frame the index in ``FLIGHTS`` of what became of the ball since the first two frames::
+
+    column   20  23  26  23  20   .   .  40
+              0   0   0   1   1   2   2   2
+    """
+    x = ram[..., PONG_BALL_X].astype(int)
+    way = np.sign(np.diff(x, axis=1, prepend=2 * x[:, :1] - x[:, 1:2]))
+    turned = np.logical_or.accumulate(way != way[:, 1:2], axis=1)
+    out = np.logical_or.accumulate(ram[..., PONG_BALL_Y] == 0, axis=1)
+    return np.where(out, 2, turned.astype(int))
+
+
 def check_reader(
     frames: UInt8[np.ndarray, "n t h w 3"],
     ram: UInt8[np.ndarray, "n t 128"],
@@ -140,7 +157,7 @@ def over_horizon(
       balls found within ``WITHIN`` pixels) and ``ball_error`` (pixels, where any is found), each a curve with
       its band over clips; ``ball_seen`` and ``ball_seen_truth``, shares of frames with a ball; and per
       horizon the paddles' errors at it (mean of its last four frames), and up to it their recall and the
-      ball's recall and error.
+      ball's recall and error; and its recall after each of ``FLIGHTS`` that occurs.
     """
     size, cells = answer.truth.shape[2], answer.of(ram)
     samples = [[ball(clip, median) for clip in row] for row in answer.frames]
@@ -159,6 +176,8 @@ def over_horizon(
     out: dict[str, Any] = {name: band(values, seed=seed) for name, values in rows.items()}
     out["ball_seen"] = float(np.isfinite(np.asarray(samples)[..., 0]).mean())
     out["ball_seen_truth"] = float(np.isfinite(truth[..., 0]).mean())
+    ends = answer.first + answer.step * np.arange(-2, hit.shape[1])
+    kinds = flights(ram[:, ends])[:, 2:]
     for h in (h for h in HORIZONS if h <= hit.shape[1]):
         out[str(h)] = {
             "own_error": around(out["own_error"]["mean"], h),
@@ -167,6 +186,14 @@ def over_horizon(
             "enemy_recall": upto(out["enemy_recall"]["mean"], h),
             "ball_recall": upto(out["ball_recall"]["mean"], h),
             "ball_error": upto(out["ball_error"]["mean"], h),
+        }
+        of = {
+            name: hit[:, :h][(kinds[:, :h] == i) & np.isfinite(hit[:, :h])] for i, name in enumerate(FLIGHTS)
+        }
+        out[str(h)]["flights"] = {
+            name: {"ball_recall": float(found.mean()), "frames": len(found)}
+            for name, found in of.items()
+            if len(found)
         }
     return out
 

@@ -216,7 +216,8 @@ class World:
           sinks, options: as in :meth:`extend`.
 
         Returns:
-          Pieces with the frames that :meth:`extend` would have made at once.
+          Pieces with the frames that :meth:`extend` would have made at once; with ``render="codes"``, their
+          codes ``[n h w]``.
 
         Raises:
           ValueError: as in :meth:`extend`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ from worldsim.generate.rollout import Dials
 
 REFINE_STEPS = 4
 """Of the refinement head, where nobody says otherwise."""
+
+Render = Literal["codes", "decode", "refine"]
+"""What new chunks come as: codes alone, pictures of the codes, or pictures with the detail drawn."""
 
 
 class DialOptions(TypedDict, total=False):
@@ -50,10 +53,13 @@ class Options(DialOptions, total=False):
     Attributes:
       key: of all randomness; ``jax.random.key(0)`` by default.
       conditions: what holds for all that is seen and made, by name: a class or a vector.
+      render: ``decode`` is ``refine_steps=0``, ``refine`` insists on a head that draws the detail, and
+        ``codes``, of a rollout alone, draws nothing; None does as ``refine_steps`` says.
     """
 
     key: jax.Array | None
     conditions: Mapping[str, Any] | None
+    render: Render | None
 
 
 DIALS: dict[str, Any] = {
@@ -73,9 +79,9 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
 
     Raises:
       TypeError: one that no verb has, or a key that is not one typed key.
-      ValueError: one that the verb has no use for.
+      ValueError: one that the verb has no use for, or two that contradict each other.
     """
-    there = {"key", "conditions", *DIALS}
+    there = {"key", "conditions", "render", *DIALS}
     unknown = sorted(set(options) - there)
     if unknown:
         raise TypeError(f"{verb}: no option {unknown}; there are {sorted(there)}.")
@@ -83,11 +89,34 @@ def filled(options: Options, *, verb: str) -> dict[str, Any]:
         raise ValueError(
             "loop: stabilize and guidance are for what is made in one direction; leave them out."
         )
-    values: dict[str, Any] = {**DIALS, "conditions": None, **options}
+    if verb != "rollout" and options.get("render") == "codes":
+        raise ValueError(
+            f"{verb}: render 'codes'; its answer is a clip, with its codes beside it. Take world.rollout or "
+            "worldsim.Simulator, which can leave the pictures out."
+        )
+    values: dict[str, Any] = {**DIALS, "conditions": None, "render": None, **options}
+    values["refine_steps"] = refined(values["render"], values["refine_steps"], verb=verb)
     key = jax.random.key(0) if values.get("key") is None else values["key"]
     if not (is_key(key) and key.ndim == 0):
         raise TypeError(f"{verb}: the key is no single typed key; give jax.random.key(0), not {key!r}.")
     return {**values, "key": key}
+
+
+def refined(render: str | None, steps: int | None, *, verb: str) -> int | None:
+    """Steps of the refinement that a way to render asks for; see :class:`Options`.
+
+    Raises:
+      ValueError: there is no such way, or it needs other steps than those given.
+    """
+    if render is None:
+        return steps
+    if render not in get_args(Render):
+        raise ValueError(f"{verb}: render {render!r}; take one of {', '.join(get_args(Render))}.")
+    if render == "refine":
+        steps = REFINE_STEPS if steps is None else steps
+    if bool(steps) != (render == "refine"):
+        raise ValueError(f"{verb}: render {render!r} with refine_steps {steps}; leave one of them out.")
+    return steps or 0
 
 
 def is_key(value: Any) -> bool:

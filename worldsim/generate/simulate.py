@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,13 @@ from worldsim.generate import requests, rollout
 from worldsim.generate.answer import detail_keys, take_in
 from worldsim.generate.check import action_problems
 from worldsim.generate.extend import World
-from worldsim.generate.options import DialOptions, is_key
+from worldsim.generate.options import DialOptions, Render, is_key, refined
 from worldsim.generate.prefill import Rows
 from worldsim.generate.render import draw_next
 from worldsim.generate.rollout import Dials
 from worldsim.models.cache import KVCache, write
 from worldsim.ops import twohot
 from worldsim.types import Clip
-
-Show = Literal["frames", "codes"]
-"""What a step answers with."""
 
 
 @jax.tree_util.register_dataclass
@@ -71,12 +68,12 @@ class SimulatorState:
     ends: Float[Array, "b"] | None = None
 
 
-@partial(jax.jit, static_argnames=("graphs", "frames", "show"))
+@partial(jax.jit, static_argnames=("graphs", "frames", "draws"))
 def _step(
     graphs: tuple[nnx.GraphDef, nnx.GraphDef, nnx.GraphDef | None], params: tuple[Any, ...],
-    state: SimulatorState, actions: Array | np.ndarray | None, dials: Dials, *, frames: int, show: Show,
+    state: SimulatorState, actions: Array | np.ndarray | None, dials: Dials, *, frames: int, draws: bool,
 ) -> tuple[SimulatorState, Array]:  # fmt: skip
-    """The next state, and what ``show`` says of the new chunk of so many frames."""
+    """The next state, and the new chunk of so many frames: these if it draws, else its codes."""
     slot = state.pinned + state.turn % (state.cache.times.shape[1] - state.pinned)
     row = Rows(
         codes=state.codes,
@@ -90,7 +87,7 @@ def _step(
     model = nnx.merge(graphs[0], params[0])
     new, entry, told = rollout.generate(model, state.cache, row, state.keys, dials)
     shown, latents = new[:, 0], state.latents
-    if show == "frames":
+    if draws:
         codes, keys = jnp.concatenate([state.codes, new], axis=1), detail_keys(state.keys, dials)
         there = jnp.asarray(True)
         shown, latents = draw_next(graphs[1:], params[1:], codes, latents, there, keys, dials.refine)
@@ -164,7 +161,7 @@ class Simulator:
         world: World,
         *,
         sinks: int = 0,
-        show: Show = "frames",
+        render: Render | None = None,
         **dials: Unpack[DialOptions],
     ):
         """Set how a world is run; nothing is compiled before the first step.
@@ -172,18 +169,18 @@ class Simulator:
         Args:
           world: to run.
           sinks: see :meth:`worldsim.generate.extend.World.extend`.
-          show: what a step answers with: pictures, or the codes.
+          render: what a step answers with: ``codes``, or pictures, where ``decode`` is ``refine_steps=0``,
+            ``refine`` insists on a head that draws the detail, and None does as ``refine_steps`` says.
           dials: ``steps``, ``temperature`` and others; see :class:`worldsim.generate.options.DialOptions`.
 
         Raises:
-          ValueError: dials that the world can't take, or something else to show.
+          ValueError: dials that the world can't take, or another way to render.
         """
-        self.world, self.dials = world, world.dials(**dials)
+        steps = refined(render, dials.get("refine_steps"), verb="Simulator")
+        self.world, self.dials = world, world.dials(**(dials | {"refine_steps": steps}))
         self.sinks = sinks
         self.frames = world.config.tokenizer.frames_per_chunk
-        if show not in ("frames", "codes"):
-            raise ValueError(f"Simulator: show {show!r}; take 'frames' or 'codes'.")
-        self.show = show
+        self.draws = render != "codes"
         refine = world.refine if int(self.dials.refine) else None
         self._graphs = world.dynamics[0], world.tokenizer[0], refine and refine[0]
         self._params = world.dynamics[1], world.tokenizer[1], refine and refine[1]
@@ -246,7 +243,7 @@ class Simulator:
           ValueError: actions that the world can't take.
         """
         told = self._actions(actions, len(state.keys))
-        how = {"frames": self.frames, "show": self.show}
+        how = {"frames": self.frames, "draws": self.draws}
         return _step(self._graphs, self._params, state, told, self.dials, **how)
 
     def save(self, path: str | Path, state: SimulatorState) -> Path:

@@ -59,8 +59,10 @@ class Standing:
     fps: float | None
 
 
-class Stream(Iterator[Clip]):
+class Stream(Iterator[Any]):
     """An iterator over the pieces of a rollout as they are made; a piece's frames are in the order of time.
+
+    With ``render="codes"`` pieces are the codes ``[n h w]`` of chunks, in the order of time, else clips.
 
     :meth:`standing` may be asked between two pieces.
     """
@@ -74,8 +76,10 @@ class Stream(Iterator[Clip]):
         actions: Actions | Callable[[int], Actions] | None,
         dials: Dials,
         conditions: Callable[[int], dict[str, np.ndarray]],
+        draws: bool,
     ):
         """See :meth:`worldsim.generate.extend.World.rollout`; ``conditions`` gives rows for n chunks."""
+        self.draws = draws
         self.world, self.frames, self.onward = world, frames, standing.direction == "forward"
         self._actions, self._dials, self._conditions = actions, dials, conditions
         self._now = standing
@@ -145,7 +149,7 @@ class Stream(Iterator[Clip]):
         told = requests.by_chunk(rows, count, config)
         return told if told is None or self.onward else told[:, ::-1]
 
-    def __next__(self) -> Clip:
+    def __next__(self) -> Clip | Int[np.ndarray, "n h w"]:
         self._begin()
         if self._now.waiting <= HALO:
             self._catch_up()
@@ -160,11 +164,12 @@ class Stream(Iterator[Clip]):
         away = np.arange(len(now.codes)) * (1 if self.onward else -1)
         times = ((first + away) * f).astype(np.float32)
         rest = len(now.codes) - shown - ready
-        drawn = render(
-            self.world.renderer, now.codes[turn][None], times[turn],
-            detail_keys(now.state.keys, self._dials), refine_steps=int(self._dials.refine),
-            only=slice(shown, shown + ready) if self.onward else slice(rest, rest + ready),
-        )[0]  # fmt: skip
+        only = slice(shown, shown + ready) if self.onward else slice(rest, rest + ready)
+        if self.draws:
+            drawn = render(
+                self.world.renderer, now.codes[turn][None], times[turn],
+                detail_keys(now.state.keys, self._dials), refine_steps=int(self._dials.refine), only=only,
+            )[0]  # fmt: skip
         told = None if now.told is None else now.told[:ready]
         self._now = dataclasses.replace(
             now,
@@ -173,6 +178,8 @@ class Stream(Iterator[Clip]):
             told=None if now.told is None else now.told[ready:],
             made=now.made + ready * f,
         )
+        if not self.draws:
+            return now.codes[turn][only]
         told = None if told is None else told[turn].reshape(ready * f, *told.shape[2:])
         return Clip(drawn, told, fps=now.fps or self.world.config.fps)
 
@@ -211,7 +218,8 @@ def stream(
     done = clip.made + clip.waiting * config.tokenizer.frames_per_chunk
     if frames is not None and frames < done:
         raise ValueError(f"rollout: {frames} frames in all, and {done} have been made; ask for more.")
-    return Stream(world, clip, frames=frames, actions=actions, dials=dials, conditions=rows)
+    draws = options["render"] != "codes"
+    return Stream(world, clip, frames=frames, actions=actions, dials=dials, conditions=rows, draws=draws)
 
 
 def _given(
