@@ -213,7 +213,7 @@ def test_the_truth_as_an_answer_has_no_error_on_pong():
     good, bad = (pong.over_horizon(Answer(rows[None], truth, copy, 8), ram, median) for rows in (truth, copy))
     assert good["16"]["own_error"] < 0.5 and good["16"]["ball_recall"] == 1
     assert bad["16"]["own_error"] > 10 and bad["16"]["ball_recall"] < 0.5
-    assert good["16"]["flights"] == {"straight": {"ball_recall": 1, "frames": 32}}
+    assert good["flights"]["16"] == {"straight": {"ball_recall": 1, "frames": 32}}
     assert good["16"]["own_recall"] == good["16"]["enemy_recall"] == 1
     blank = np.broadcast_to(median, truth.shape)
     gone = pong.over_horizon(Answer(blank[None], truth, copy, 8), ram, median)["16"]
@@ -241,7 +241,7 @@ def test_a_ball_is_followed_from_the_frames_before_the_answer():
     for first, step, straight in ((4, 1, 4), (8, 1, 0), (7, -1, 1), (5, -1, 4)):
         truth, copy = copies(frames, first, 4, step)
         told = pong.over_horizon(Answer(truth[None], truth, copy, first, step), ram, screen(None, 230, 0))
-        found = {name: one["frames"] for name, one in told["4"]["flights"].items()}
+        found = {name: one["frames"] for name, one in told["flights"]["4"].items()}
         assert found.get("straight", 0) == straight and sum(found.values()) == 4, (first, step)
 
 

@@ -221,9 +221,8 @@ def _drift(report: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _flights(spans: list[dict[str, Any]]) -> list[list[Any]]:
+def _flights(told: list[dict[str, Any]]) -> list[list[Any]]:
     """Rows of what Pong's ball did since the known end, and how often it is found then."""
-    told = [one.get("flights", {}) for one in spans]
     names = [name for name in FLIGHTS if any(name in one for one in told)]
     cell = lambda one: f"{number(one['ball_recall'], 3)} of {one['frames']}" if one else "-"
     return [[f"ball recall, {name}", *(cell(one.get(name)) for one in told)] for name in names]
@@ -248,9 +247,9 @@ def _state(report: dict[str, Any], folder: Path) -> list[str]:
     parts.append(table(["reader on real frames", ""], reader, 3))
     for name in ("forward", "backward"):
         spans = {key: one for key, one in state[name].items() if key.isdigit()}
-        keys = [key for key in next(iter(spans.values()), {}) if key != "flights"]
+        keys = list(next(iter(spans.values()), {}))
         rows = [[key.replace("_", " "), *(one[key] for one in spans.values())] for key in keys]
-        rows += _flights(list(spans.values()))
+        rows += _flights([state[name].get("flights", {}).get(span, {}) for span in spans])
         parts.append(table([f"{name}, frames", *spans], rows))
     if "stages" in state:
         rows = [

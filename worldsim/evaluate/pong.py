@@ -157,7 +157,7 @@ def over_horizon(
       balls found within ``WITHIN`` pixels) and ``ball_error`` (pixels, where any is found), each a curve with
       its band over clips; ``ball_seen`` and ``ball_seen_truth``, shares of frames with a ball; and per
       horizon the paddles' errors at it (mean of its last four frames), and up to it their recall and the
-      ball's recall and error; and its recall after each of ``FLIGHTS`` that occurs.
+      ball's recall and error. ``flights``: the last again, after each of ``FLIGHTS`` that occurs.
     """
     size, cells = answer.truth.shape[2], answer.of(ram)
     samples = [[ball(clip, median) for clip in row] for row in answer.frames]
@@ -187,15 +187,18 @@ def over_horizon(
             "ball_recall": upto(out["ball_recall"]["mean"], h),
             "ball_error": upto(out["ball_error"]["mean"], h),
         }
-        of = {
-            name: hit[:, :h][(kinds[:, :h] == i) & np.isfinite(hit[:, :h])] for i, name in enumerate(FLIGHTS)
-        }
-        out[str(h)]["flights"] = {
-            name: {"ball_recall": float(found.mean()), "frames": len(found)}
-            for name, found in of.items()
-            if len(found)
-        }
+    out["flights"] = {str(h): _by_flight(hit[:, :h], kinds[:, :h]) for h in HORIZONS if h <= hit.shape[1]}
     return out
+
+
+def _by_flight(hit: Float[np.ndarray, "n h"], kinds: Int[np.ndarray, "n h"]) -> dict[str, dict[str, float]]:
+    """Recall of the ball, and its frames, after each of ``FLIGHTS`` that occurs."""
+    found = {name: hit[(kinds == i) & np.isfinite(hit)] for i, name in enumerate(FLIGHTS)}
+    return {
+        name: {"ball_recall": float(rows.mean()), "frames": len(rows)}
+        for name, rows in found.items()
+        if len(rows)
+    }
 
 
 def stages(
