@@ -13,7 +13,21 @@ import numpy as np
 import pytest
 
 from worldsim import cli
-from worldsim.bench import blocks, child, layouts, loader, raster, ring, rivals, rollout, rows, start, train
+from worldsim.bench import (
+    blocks,
+    child,
+    large,
+    layouts,
+    loader,
+    raster,
+    ring,
+    rivals,
+    rollout,
+    rows,
+    start,
+    train,
+)
+from worldsim.models.world import init_params
 from worldsim.ops import attention
 from worldsim.ops.visible import PADDING, visible
 
@@ -231,6 +245,40 @@ def test_a_rollout_is_measured_beside_its_products(monkeypatch):
     assert found[0].floor > 0 and found[0].unit == "CPU s a frame"
     assert found[1].value is None and "worldsim[rivals]" in found[1].note
     assert about["cores"]
+
+
+def test_a_large_world_is_measured_in_training_and_rollout():
+    config = rollout.workload(side=16, codes=16, width=32, layers=1, context=3)
+    sizes = large.Sizes(config, chunks=4, queries=2, passes=(2, 1), frames=2, memory=2**16, rounds=1)
+    found = {row.name: row for row in large.measure(sizes)[0]}
+    assert list(found) == [
+        *(f"train_{part}" for part in ("step", "forward", "gradients", "attention", "rest")),
+        *("frame_k2", "frame_k1", "decode", "refine", "stream"),
+    ]
+    assert all(row.value > 0 for name, row in found.items() if name != "train_rest")
+    assert found["train_step"].floor == pytest.approx(3 * found["train_forward"].floor)
+    assert found["frame_k2"].floor == pytest.approx(1.5 * found["frame_k1"].floor)
+
+
+def test_the_products_of_a_large_world_are_counted():
+    """Four chunks of 5 tokens known in the order 2 0 3 1, of which those at places 0 and 3 are asked for."""
+    config = rollout.workload(side=16, codes=16, width=32, layers=3, context=3)
+    sizes = large.Sizes(config, chunks=4, queries=2)
+    ids = large.token_ids(sizes, {"orders": np.array([[2, 0, 3, 1]]), "queries": np.array([[0, 3]])})
+    pairs = 25 * ((1 + 2 + 3 + 4) + (2 + 1) + (1 + 1))
+    places = jnp.asarray(ids)[None]
+    assert visible(places, places).sum() == pairs
+    weights, mlp = 4 * 32 * 32, 2 * 32 * 128
+    assert large.model_flops(sizes, ids) == 6 * (30 * 3 * (weights + mlp) + 10 * 32 * 16 + pairs * 3 * 2 * 32)
+
+
+def test_the_large_world_has_300_million_parameters_and_16_k_tokens():
+    dynamics = large.FULL.config.dynamics
+    made = jax.eval_shape(lambda key: init_params("dynamics", large.FULL.config, key), jax.random.key(0))
+    assert 290e6 < sum(leaf.size for leaf in jax.tree.leaves(made)) < 330e6
+    assert (large.FULL.chunks + large.FULL.queries) * (256 + 1) == 16_448
+    assert large.training(large.FULL).world.dynamics.context == 47
+    assert large.FULL.config.tokenizer.grid == (16, 16) and dynamics.width // dynamics.heads == 64
 
 
 @pytest.mark.parametrize("cache", raster.CACHES)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-DEVICES = {"ring": 8, "blocks": 8, "rollout": 1, "train": 1, "loader": 1, "start": 1}
+DEVICES = {"ring": 8, "blocks": 8, "rollout": 1, "train": 1, "large": 1, "loader": 1, "start": 1}
 """As how many devices the CPU poses, by benchmark."""
 
-ALONE = ("rollout", "train")
+ALONE = ("rollout", "train", "large")
 """Benchmarks that keep to one core, where the system lets a process choose."""
 
 PATIENCE = 3600

@@ -55,15 +55,15 @@ class Sizes:
 
 
 def workload(
-    *, side: int = 64, codes: int = 1024, width: int = 256, layers: int = 6, context: int = 16
+    *, side: int = 64, codes: int = 1024, width: int = 256, layers: int = 6, context: int = 16, head: int = 32
 ) -> WorldConfig:
-    """The workload, or one of its form."""
+    """The workload, or one of its form; ``head`` is the width of one."""
     return WorldConfig(
         tokenizer=TokenizerConfig(height=side, width=side, quantizer="vq", codes=codes),
         dynamics=DynamicsConfig(
             width=width,
             layers=layers,
-            heads=width // 32,
+            heads=width // head,
             mlp=4 * width,
             context=context,
             pinned=1,

@@ -9,11 +9,12 @@ from worldsim.cli.options import positional, tell
 
 def bench(
     what: Annotated[
-        Literal["ring", "blocks", "rollout", "train", "loader", "start"],
+        Literal["ring", "blocks", "rollout", "train", "large", "loader", "start"],
         *positional(
             "WHAT",
             "ring: attention over many devices; blocks: on one, in all patterns; rollout: generated frames; "
-            "train: a step of each stage; loader: batches from disk; start: from nothing to the first frame.",
+            "train: a step of each stage; large: a world for GPUs, both ways; loader: batches from disk; "
+            "start: from nothing to the first frame.",
         ),
     ],
     json: bool = False,
