@@ -132,16 +132,17 @@ def attend_alone(sizes: Sizes, ids: Int[np.ndarray, "n 3"]) -> Callable[[], Any]
     q, k, v = (
         jax.random.normal(key, shape, compute_dtype()) for key in jax.random.split(jax.random.key(0), 3)
     )
-    places = jnp.asarray(ids)[None]
+    rows, columns = sizes.config.tokenizer.grid
+    places, unit = jnp.asarray(ids)[None], rows * columns + 1
 
-    def loss(qkv: tuple[Array, ...]) -> Array:
-        return attention.attend(*qkv, places, places).astype(jnp.float32).sum()
+    def loss(q: Array, k: Array, v: Array) -> Array:
+        return attention.attend(q, k, v, places, places, unit=unit).astype(jnp.float32).sum()
 
-    run = jax.jit(jax.grad(loss))
+    run = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
 
     def case() -> None:
         for _ in range(dynamics.layers):
-            grads = run((q, k, v))
+            grads = run(q, k, v)
         jax.block_until_ready(grads)
 
     return case
