@@ -53,7 +53,7 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         dynamics=StageConfig(
-            steps=8600,
+            steps=11000,
             batch=8,
             frames=24,
             optim=OptimConfig(optimizer="muon", learning_rate=6e-3, warmup=50, ema=0.998),
@@ -67,7 +67,9 @@ def get_config() -> TrainConfig:
             log_every=50,
         ),
         tokenizer_loss=TokenizerLossConfig(crop=16, commitment=0.1),
-        mix=MixConfig(chunks=12, queries=6, forward=0.45, backward=0.2),
+        mix=MixConfig(
+            chunks=12, queries=6, forward=0.45, backward=0.2, null_actions=0.2, clean=0.8, gaps=0.2
+        ),
         looks=96,
         curriculum=(PhaseConfig(share=0.81, chunks=6, queries=4, frames=24, batch=8, rope_base=1000.0),),
     )
