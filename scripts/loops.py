@@ -30,7 +30,15 @@ from worldsim.data.source import open_source
 from worldsim.data.sprites import SpriteConfig
 from worldsim.generate import requests, rollout
 from worldsim.generate.extend import World
-from worldsim.generate.loop import all_nats, block_size, branches, sweep, sweep_groups, time_order
+from worldsim.generate.loop import (
+    all_nats,
+    block_size,
+    branches,
+    sweep,
+    sweep_groups,
+    time_order,
+    within_window,
+)
 from worldsim.generate.render import render, tokenize
 from worldsim.generate.ring import Looker, Ring
 from worldsim.ops.faults import loop_faults
@@ -86,7 +94,7 @@ def trace(
     b, o = opening.shape[:2]
     order, groups = time_order(plan), sweep_groups(plan)
     total = len(order)
-    dials = world.dials(steps=STEPS)
+    dials = within_window(world.dials(steps=STEPS), world.config)
     keys = branches(jax.random.split(jax.random.key(seed), b), n).reshape(-1)
     repeat = lambda a: np.repeat(a, n, axis=0)
     blank = np.zeros((b * n, total - o, *opening.shape[2:]), np.int32)

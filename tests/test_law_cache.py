@@ -101,7 +101,7 @@ def cached(world, plan, known, query, rows, *, seed=0, model=None):
         "conditions": {name: np.asarray(a) for name, a in known.conditions.items()},
     }
     for _, block in blocks(plan, slots, np.flatnonzero(plan.known), context=CONTEXT, **arrays):
-        cache = prefill(graph, params, cache, block)
+        cache = prefill(graph, params, cache, block, jnp.float32(jnp.inf))
     logits = []
     for i, row in enumerate(rows):
         logits.append(predict(model, pick(query, [i]), cache))
@@ -118,6 +118,21 @@ def test_cached_generation_equals_the_two_stream_pass(world, plan):
     full = two_stream(tiny.model("dynamics", world), known, query)
     assert np.ptp(full) > 1
     np.testing.assert_allclose(cached(world, plan, known, query, rows), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("sight, near", [(2.0, 2), (3.5, 3), (np.inf, 5)])
+def test_what_lies_out_of_sight_is_as_if_it_were_not_there(sight, near):
+    """Five chunks before the one that is asked for, of which so many lie near enough."""
+    world = WORLDS["one frame"]
+    plan = plans.make_plan(np.arange(5), np.array([5]))
+    known, model = known_stream(world, plan), tiny.model("dynamics", world)
+    query, slots = masked(known, np.array([5])), jnp.arange(5)
+    whole = model.commit(pick(known, np.arange(5)), model.empty_cache(len(known.codes)), slots)
+    cut = dataclasses.replace(whole, ids=whole.ids.at[:, : 5 - near, 0].set(PADDING))
+    seen = model.predict(query, model.past(whole, query, sight=sight))
+    np.testing.assert_allclose(seen, model.predict(query, model.past(cut, query)), atol=1e-5)
+    if near < 5:
+        assert np.abs(seen - model.predict(query, model.past(whole, query))).max() > 1e-3
 
 
 def test_bfloat16_is_near_float32_in_both_passes():

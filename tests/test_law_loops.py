@@ -57,6 +57,17 @@ def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world):
     np.testing.assert_allclose(kept.closing.nats, alone[best].closing.nats, rtol=1e-4)
 
 
+def test_the_ends_of_a_loop_are_blind_to_each_other_until_they_are_near(world):
+    """Of a loop of 30 chunks and a window of 6 the first one made is what would follow the opening alone; of
+    one of 7, whose anchor is in view, it is not."""
+    clip, how = tiny.make_clip(2), {"key": KEY, "steps": 4, "refine_steps": 0}
+    clip.actions[0] = -1  # nobody knows what leads to a loop's first frame
+    alone = world.extend(clip, 1, **how).codes[0]
+    far, near = (world.loop(clip, n, candidates=1, sweeps=0, **how).codes[0] for n in (30, 7))
+    np.testing.assert_array_equal(far, alone)
+    assert (near != alone).any()
+
+
 def test_a_loop_of_a_batch_is_that_loop_alone(world):
     clips = [tiny.make_clip(5, seed=seed) for seed in range(2)]
     keys, effort, dials = jax.random.split(KEY, 2), Effort(1, 1), world.dials(steps=2)

@@ -36,6 +36,8 @@ def run_batch(
     plan, sources = batch[0].plan, batch[0].sources
     if any(not requests.same_plan(r, batch[0]) for r in batch):
         raise ValueError("run: the requests have different plans; give clips and frames of equal numbers.")
+    if batch[0].cyclic:
+        dials = loops.within_window(dials, world.config)
     f = world.config.tokenizer.frames_per_chunk
     seen = tokenize(*world.tokenizer, np.stack([r.frames for r in batch]), frames_per_chunk=f)
     codes = np.where((sources >= 0)[None, :, None, None], seen[:, sources], 0)

@@ -116,6 +116,18 @@ def all_nats(looker: Looker, ring: Ring, *, steps: Int[Array, ""]) -> Float[np.n
     return looker.nats(ring, *ring.places(), steps=steps).reshape(ring.codes.shape[:2])
 
 
+def within_window(dials: Dials, config: WorldConfig) -> Dials:
+    """Dials under which the ends of a loop see each other once they are as near as a window is long.
+
+    What lies farther off a rollout never shows, and training hardly does. A world with ``reach`` has learned
+    to read it.
+    """
+    if config.dynamics.reach:
+        return dials
+    span = config.dynamics.context * config.tokenizer.frames_per_chunk
+    return dataclasses.replace(dials, sight=jnp.float32(span))
+
+
 def time_order(plan: Plan) -> Int[np.ndarray, "q"]:
     """Rows of a loop's plan that are its chunks in the order of time: all but the anchor."""
     return np.argsort(plan.times)[: len(plan) - int(plan.pinned.sum())]

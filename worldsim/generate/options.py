@@ -172,4 +172,5 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
         jnp.float32(guidance) if guidance else None,
         jnp.float32(doubt),
         jnp.int32(leads),
+        jnp.float32(jnp.inf),
     )

@@ -103,7 +103,12 @@ def blocks(
 
 
 @partial(jax.jit, static_argnames="graph", donate_argnames="cache")
-def prefill(graph: nnx.GraphDef, params: nnx.State, cache: KVCache, rows: Rows) -> KVCache:
-    """The cache with a block of known rows committed, each reading those of lower order."""
+def prefill(
+    graph: nnx.GraphDef, params: nnx.State, cache: KVCache, rows: Rows, sight: Float[Array, ""]
+) -> KVCache:
+    """The cache with a block of known rows committed, each reading those of lower order.
+
+    Of what the cache had before, none sees what lies more than ``sight`` frames away; of the block, all.
+    """
     model = nnx.merge(graph, params)
-    return model.commit(rows.chunks(stream=KNOWN), cache, rows.slots)
+    return model.commit(rows.chunks(stream=KNOWN), cache, rows.slots, sight=sight)

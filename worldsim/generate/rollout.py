@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -41,6 +42,7 @@ class Dials:
       doubt: nats that codes which a pass reveals together may lack of certainty; a chunk whose codes
         are all certain takes one pass.
       leads: first passes that reveal the one least certain code each; fewer than ``steps``.
+      sight: frames beyond which nothing is seen of what was committed.
     """
 
     steps: Int[Array, ""]
@@ -50,6 +52,7 @@ class Dials:
     guidance: Float[Array, ""] | None = None
     doubt: Float[Array, ""] | float = 0.0
     leads: Int[Array, ""] | int = 0
+    sight: Float[Array, ""] | float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,7 @@ def generate(
 ) -> tuple[Int[Array, "b 1 h w"], Entry, dict[str, Float[Array, "b 1 v"]]]:
     """The codes of one row of a plan, what its chunk brings to the cache, and its outcomes."""
     query = row.chunks(stream=QUERY)
-    past = model.past(cache, query)  # what a query sees of it, its known chunk sees
+    past = model.past(cache, query, sight=dials.sight)  # what a query sees of it, its known chunk sees
     near = None if dials.guidance is None else model.nearest(past, cache, query, count=NEAR)
     codes = draw_chunk(model, query, past, chunk_keys(keys, row.times[0]), dials, near=near)
     known = dataclasses.replace(row, codes=codes).chunks(stream=KNOWN)
@@ -238,9 +241,12 @@ def dispatch(
     out = np.array(codes, np.int32)
     cache, extras = state.cache, {"actions": actions, "conditions": conditions or {}, "context": context}
     given = np.flatnonzero(plan.known)
-    alone = len(given) > 0 and nnx.merge(*model).config.reach > 0  # bounds what is read from the cache alone
+    alone = len(given) > 0 and (  # both bound what is read from the cache alone
+        nnx.merge(*model).config.reach > 0 or bool(np.isfinite(dials.sight))
+    )
+    sight = jnp.float32(dials.sight)
     for _, rows in blocks(plan, slots, given, codes=out, most=1 if alone else BLOCK, **extras):
-        cache = prefill(*model, cache, rows)
+        cache = prefill(*model, cache, rows, sight)
     drawn, new = [], int((~plan.known).sum())
     for index, rows in blocks(plan, slots, np.flatnonzero(~plan.known), codes=out, **extras):
         cache, block = rollout_block(*model, cache, rows, state.keys, dials)

@@ -220,10 +220,13 @@ class Dynamics(nnx.Module):
         joined = lambda part: rearrange(part, "b n s d -> b (n s) d")
         return joined(x[:, :, :share]), joined(x[:, :, share:])
 
-    def past(self, cache: KVCache, readers: Chunks) -> tuple[Part, ...]:
+    def past(
+        self, cache: KVCache, readers: Chunks, *, sight: Float[Array, ""] | float = jnp.inf
+    ) -> tuple[Part, ...]:
         """What a cache shows to chunks, per layer: keys rotated as seen from the first of them.
 
-        Worked out once for all passes over the same chunks. The bias has an axis for them, ``[p b m]``.
+        Worked out once for all passes over the same chunks. The bias has an axis for them, ``[p b m]``; what
+        lies more than ``sight`` frames before or after a reader is hidden from it.
         """
         away = cache.times - readers.times[:, :1]
         if self.config.reach:
@@ -232,11 +235,12 @@ class Dynamics(nnx.Module):
         turns = tuple(part[:, None] for part in once(rope.turns, angles))
         keys = once(lambda turns, keys: [rope.turn(k, turns) for k in keys], turns, cache.keys)
 
-        def hide(ids, past):
+        def hide(ids, past, times, others):
             seen = rearrange(visible(ids, past), "b p s -> p b s")
+            seen &= jnp.abs(times.T[:, :, None] - others[None]) <= sight
             return jnp.where(jnp.repeat(seen, self.tokens, axis=-1), 0.0, UNSEEN)
 
-        bias = once(hide, readers.ids, cache.ids)
+        bias = once(hide, readers.ids, cache.ids, readers.times, cache.times)
         return tuple(Part(k, v, bias) for k, v in zip(keys, cache.values, strict=True))
 
     def nearest(
@@ -299,9 +303,16 @@ class Dynamics(nnx.Module):
         keys, values = zip(*kept, strict=True)
         return Entry(keys, values, known.times, known.ids), self.tell(x)
 
-    def commit(self, known: Chunks, cache: KVCache, slots: Int[Array, "p"]) -> KVCache:
-        """The cache with known chunks written to their slots."""
-        return write(cache, self.enter(known, self.past(cache, known)), slots)
+    def commit(
+        self,
+        known: Chunks,
+        cache: KVCache,
+        slots: Int[Array, "p"],
+        *,
+        sight: Float[Array, ""] | float = jnp.inf,
+    ) -> KVCache:
+        """The cache with known chunks written to their slots; ``sight`` as in :meth:`past`."""
+        return write(cache, self.enter(known, self.past(cache, known, sight=sight)), slots)
 
     def remember(self, known: Chunks) -> KVCache:
         """A cache of just these known chunks, each reading those of lower order."""
