@@ -23,6 +23,7 @@ from worldsim.ops.once import once
 from worldsim.ops.visible import UNSEEN, visible
 
 NOISE_BUCKETS = 16
+Sight = Float[Array, ""] | float
 
 Look = Callable[[int, tuple[Array, Array, Array], Array], None]
 """Is told of a layer: its number, the chunks' own queries, keys and values ``[b m k e]``, the first two
@@ -220,9 +221,7 @@ class Dynamics(nnx.Module):
         joined = lambda part: rearrange(part, "b n s d -> b (n s) d")
         return joined(x[:, :, :share]), joined(x[:, :, share:])
 
-    def past(
-        self, cache: KVCache, readers: Chunks, *, sight: Float[Array, ""] | float = jnp.inf
-    ) -> tuple[Part, ...]:
+    def past(self, cache: KVCache, readers: Chunks, *, sight: Sight = jnp.inf) -> tuple[Part, ...]:
         """What a cache shows to chunks, per layer: keys rotated as seen from the first of them.
 
         Worked out once for all passes over the same chunks. The bias has an axis for them, ``[p b m]``; what
@@ -304,12 +303,7 @@ class Dynamics(nnx.Module):
         return Entry(keys, values, known.times, known.ids), self.tell(x)
 
     def commit(
-        self,
-        known: Chunks,
-        cache: KVCache,
-        slots: Int[Array, "p"],
-        *,
-        sight: Float[Array, ""] | float = jnp.inf,
+        self, known: Chunks, cache: KVCache, slots: Int[Array, "p"], *, sight: Sight = jnp.inf
     ) -> KVCache:
         """The cache with known chunks written to their slots; ``sight`` as in :meth:`past`."""
         return write(cache, self.enter(known, self.past(cache, known, sight=sight)), slots)
