@@ -309,7 +309,8 @@ def test_products_are_counted_through_loops_and_calls():
 @pytest.mark.slow
 def test_the_steps_of_all_stages_are_measured():
     found = {row.name: row for row in train.measure(train.QUICK)[0]}
-    assert list(found) == ["train_cpu_s_tokenizer", "train_cpu_s_dynamics", "train_cpu_s_refine"]
+    names = ("tokenizer", "dynamics", "refine", "tokenizer_ws64", "dynamics_ws64")
+    assert list(found) == [f"train_cpu_s_{name}" for name in names]
     assert all(0 < row.floor < row.value for row in found.values())
 
 

@@ -24,9 +24,8 @@ from jaxtyping import Array, Int
 from worldsim.bench.layouts import visible_pairs
 from worldsim.bench.rollout import go_on, random_world, workload
 from worldsim.bench.rows import Row, clock_of, interleaved, machine, product
-from worldsim.bench.train import Running
+from worldsim.bench.train import Running, random_codes
 from worldsim.config import DataConfig, MixConfig, OptimConfig, StageConfig, TrainConfig, WorldConfig
-from worldsim.data.arrays import ArraySource
 from worldsim.generate import rollout
 from worldsim.generate.render import render
 from worldsim.generate.stream import PIECE
@@ -90,15 +89,6 @@ def training(sizes: Sizes) -> TrainConfig:
     )
 
 
-def random_codes(sizes: Sizes) -> ArraySource:
-    """Some clips of codes, which no cost depends on."""
-    rng, tokenizer = np.random.default_rng(0), sizes.config.tokenizer
-    count = (2, 2 * sizes.chunks)
-    actions = rng.integers(sizes.config.dynamics.action.size, size=(*count, tokenizer.frames_per_chunk))
-    codes = rng.integers(tokenizer.codebook, size=(*count, *tokenizer.grid))
-    return ArraySource({"codes": codes.astype(np.int32), "actions": actions.astype(np.int32)}, keys=None)
-
-
 def token_ids(sizes: Sizes, batch: dict[str, Any]) -> Int[np.ndarray, "n 3"]:
     """Ids of all tokens of a step's one row: those known, then those asked for."""
     rows, columns = sizes.config.tokenizer.grid
@@ -157,7 +147,7 @@ def copying(size: int) -> tuple[Callable[[], Any], float]:
 
 def train_cases(sizes: Sizes) -> tuple[dict[str, Callable[[], Any]], float]:
     """A step and its parts, by name, and the flops of the step's products."""
-    stage = dynamics_stage(training(sizes), random_codes(sizes))
+    stage = dynamics_stage(training(sizes), random_codes(sizes.config, 2 * sizes.chunks))
     batches: Iterator[Any] = stage.batches(0)
     batch = jax.tree.map(jnp.asarray, next(batches))
     batches.close()  # type: ignore[attr-defined]

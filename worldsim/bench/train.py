@@ -1,9 +1,10 @@
 """``worldsim bench train``: what a step of each stage costs.
 
-The workload is the bundled world ``pong`` as it was trained, config and all, on its held-out clips; state
-and batch are on the device when the clock starts. The floor of a step is its matrix products and
-convolutions, counted in the program that is traced, at the rate of a large product in the same run. A loop
-whose length the program itself works out counts once, so it is a lower bound.
+The workload is the bundled world ``pong`` as it was trained, config and all, on its held-out clips; and, as
+``..._ws64``, the world of ``worldsim bench rollout`` on four clips of 16 frames of 64x64, of which six carry
+the dynamics' loss. State and batch are on the device when the clock starts. The floor of a step is its matrix
+products and convolutions, counted in the program that is traced, at the rate of a large product in the same
+run. A loop whose length the program itself works out counts once, so it is a lower bound.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from worldsim.bench import rollout
 from worldsim.bench.rows import Row, clock_of, interleaved, machine, product
 from worldsim.checkpoint import bundled_worlds, load_world
-from worldsim.config import StageConfig, TrainConfig
+from worldsim.config import MixConfig, StageConfig, TrainConfig, WorldConfig
 from worldsim.data.arrays import ArraySource
 from worldsim.parallel.mesh import make_mesh
 from worldsim.parallel.placement import place_batch
@@ -76,6 +78,27 @@ def workload(batch: int | None = None) -> list[Stage]:
         tokenizer_stage(config, shown, statistics["median"]),
         dynamics_stage(config, ArraySource(coded, keys=None), vectors=vectors),
         refine_stage(config, shown, params["tokenizer"]),
+    ]
+
+
+def random_codes(world: WorldConfig, chunks: int, *, clips: int = 2) -> ArraySource:
+    """Clips of codes, which no cost depends on, with discrete actions."""
+    rng, tokenizer = np.random.default_rng(0), world.tokenizer
+    actions = rng.integers(world.dynamics.action.size, size=(clips, chunks, tokenizer.frames_per_chunk))
+    codes = rng.integers(tokenizer.codebook, size=(clips, chunks, *tokenizer.grid))
+    return ArraySource({"codes": codes.astype(np.int32), "actions": actions.astype(np.int32)}, keys=None)
+
+
+def sized(world: WorldConfig, *, batch: int = 4, frames: int = 16) -> list[Stage]:
+    """Tokenizer and dynamics of a world of this size, on noise."""
+    stage = StageConfig(steps=1000, batch=batch, frames=frames)
+    mix = MixConfig(chunks=frames, queries=min(6, frames - 1))
+    config = TrainConfig(world=world, tokenizer=stage, dynamics=stage, mix=mix)
+    rng, size = np.random.default_rng(0), (world.tokenizer.height, world.tokenizer.width, 3)
+    shown = rng.integers(0, 256, (batch, frames, *size)).astype(np.uint8)
+    return [
+        tokenizer_stage(config, ArraySource({"frames": shown}, keys=("frames",)), shown[0, 0]),
+        dynamics_stage(config, random_codes(world, frames, clips=batch)),
     ]
 
 
@@ -156,18 +179,21 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
     device, tell = jax.devices()[0], Counter("measuring")
     clock, unit = clock_of(device.platform)
     prefix = unit.lower().replace(" ", "_")
-    cases: dict[str, Callable[[], Any]] = {}
-    tell("train", 0, len(STAGES) + 1)
+    stages = {stage.name: stage for stage in workload(sizes.batch)}
+    sizing = {} if sizes.batch is None else {"batch": sizes.batch, "frames": 4}
+    stages |= {f"{stage.name}_ws64": stage for stage in sized(rollout.workload(), **sizing)}
+    tell("train", 0, len(stages) + 1)
     running = {}
-    for done, stage in enumerate(workload(sizes.batch), 1):
-        running[stage.name] = Running(stage)
-        tell("train", done, len(STAGES) + 1)
+    for done, (name, stage) in enumerate(stages.items(), 1):
+        running[name] = Running(stage)
+        tell("train", done, len(stages) + 1)
+    cases: dict[str, Callable[[], Any]]
     cases = {name: lambda one=one: one(sizes.steps) for name, one in running.items()}
     cases["product"], flops = product(device)
     for case in cases.values():
         case()
     costs = interleaved(cases, rounds=sizes.rounds, clock=clock)
-    tell("train", len(STAGES) + 1, len(STAGES) + 1)
+    tell("train", len(stages) + 1, len(stages) + 1)
     rate = flops / costs["product"]
     rows = [
         Row(f"train_{prefix}_{name}", costs[name] / sizes.steps, f"{unit} a step", floor=one.flops / rate,
