@@ -18,6 +18,8 @@ from worldsim.worlds import clips
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "notebooks" / "gallery"
 CLIPS = 4
+MOST = 2**20
+"""Bytes of an animation above which it is drawn smaller."""
 
 
 def draw(name: str, out: Path = OUT, *, count: int = CLIPS) -> list[Path]:
@@ -29,8 +31,11 @@ def draw(name: str, out: Path = OUT, *, count: int = CLIPS) -> list[Path]:
         frames = [one.clip.frames for one in made[verb]]
         truth = None if verb == "loop" else [clip.frames[: len(frames[0])] for clip in held]
         video = mosaic(frames, truth, rounds=3 if verb == "loop" else 1)
-        scale = max(1, 600 // video.shape[2])
-        paths.append(write_video(out / f"{name}_{verb}.gif", video, fps=world.config.fps, scale=scale))
+        for scale in range(max(1, 600 // video.shape[2]), 0, -1):
+            path = write_video(out / f"{name}_{verb}.gif", video, fps=world.config.fps, scale=scale)
+            if path.stat().st_size <= MOST:
+                break
+        paths.append(path)
     return paths
 
 
