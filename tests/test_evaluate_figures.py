@@ -103,6 +103,21 @@ def test_answers_are_those_of_the_verbs(world, played):
 
 
 @pytest.mark.law
+def test_sinks_are_of_what_goes_on(world, played):
+    """Of four chunks seen two stay in view, while eight are made in a window of six."""
+    held = played[1]
+    asked = {"samples": 1, "seed": 0, "note": lambda _: None}
+    kept = play(world, held, world.dials(steps=2), sinks=2, **asked).answers
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0), 3)
+    clip = held.clip(1)
+    made = world.extend(clip[:4], 8, actions=clip.actions[4:], steps=2, key=keys[1], sinks=2)
+    np.testing.assert_allclose(kept["forward"].frames[0, 1].astype(int), made.clip.frames[4:], atol=1)
+    assert (kept["forward"].frames[0] != played[0].answers["forward"].frames[0]).any()
+    assert (kept["backward"].frames[0] != played[0].answers["backward"].frames[0]).any()
+    np.testing.assert_array_equal(kept["infill_4"].frames[0], played[0].answers["infill_4"].frames[0])
+
+
+@pytest.mark.law
 def test_actions_are_worth_nothing_to_a_world_that_ignores_them(world, played):
     real, held = played
     gain = curves.action_gain(real.answers["forward"], real.steered)

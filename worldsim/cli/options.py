@@ -102,12 +102,14 @@ class Judging:
       clips: held-out windows; more take longer and narrow the bands.
       horizon: frames to make in each direction; beside the truth less where episodes are short.
       samples: answers to each question.
+      sinks: first chunks seen that stay in view of what goes on, however far.
       split: of the data, that nobody trained on; by default the one that the world's training held out.
     """
 
     clips: int = 12
     horizon: int = 64
     samples: int = 2
+    sinks: int = 0
     split: str | None = None
 
 

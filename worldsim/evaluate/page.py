@@ -21,7 +21,9 @@ def page(report: dict[str, Any], folder: Path) -> str:
     """
     told = report["settings"]
     others = "".join(
-        f", {name} {told[name]:g}" for name in DIALS if name not in ("steps", "temperature") and told[name]
+        f", {name} {told[name]:g}"
+        for name in (*DIALS, "sinks")
+        if name not in ("steps", "temperature") and told.get(name)
     )
     actions = ", true actions given" if report["actions_given"] else ", no actions given"
     parts = [

@@ -20,6 +20,8 @@ from worldsim.types import Clip
 GAPS, LOOP, STEERED = (4, 16), 32, 16
 """Frames of the gaps to fill, of a loop, and made under wrong actions."""
 
+Ask = Callable[[Clip], Request]
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -64,10 +66,18 @@ class Played:
 
 
 def play(
-    world: World, held: HeldOut, dials: Dials, *, samples: int, seed: int, note: Callable[[str], None]
+    world: World,
+    held: HeldOut,
+    dials: Dials,
+    *,
+    samples: int,
+    seed: int,
+    note: Callable[[str], None],
+    sinks: int = 0,
 ) -> Played:
     """Every verb on every window, in batches of one size, so that one program serves them all.
 
+    ``sinks`` are of what goes on forward and backward.
     The windows are spread over all processes, and every process gets all answers.
     """
     root, clips = jax.random.key(seed), [held.clip(i) for i in range(len(held))]
@@ -84,7 +94,7 @@ def play(
         return in_shares(len(requests), some)
 
     answers: dict[str, Answer] = {}
-    for number, (name, (ask, first, count)) in enumerate(_verbs(held, world).items()):
+    for number, (name, (ask, first, count)) in enumerate(_verbs(held, world, sinks).items()):
         requests = [ask(clip) for clip in clips]
         step, low = (-1, 0) if name == "backward" else (1, first)
         cut = slice(low, low + count)
@@ -95,7 +105,7 @@ def play(
     steered = None
     if held.actions is not None:
         count = _whole(min(STEERED, held.horizon), world)
-        requests = _steered_requests(held, clips, world, count, seed)
+        requests = _steered_requests(held, clips, world, count, seed=seed, sinks=sinks)
         steered = run("wrong actions", 0, requests, slice(held.known, None))
     loops, length = None, _whole(min(LOOP, held.known + held.horizon), world)
     opening = min(held.known, _pins(world))
@@ -135,7 +145,7 @@ def _pins(world: World) -> int:
     return min(dynamics.pinned, dynamics.context // 2) * world.config.tokenizer.frames_per_chunk
 
 
-def _verbs(held: HeldOut, world: World) -> dict[str, tuple[Callable[[Clip], Request], int, int]]:
+def _verbs(held: HeldOut, world: World, sinks: int) -> dict[str, tuple[Ask, int, int]]:
     """Per verb what is asked of a clip, the window's index of the first answer, and their number."""
     config, known, horizon = world.config, held.known, held.horizon
     f, total = config.tokenizer.frames_per_chunk, known + horizon
@@ -143,25 +153,21 @@ def _verbs(held: HeldOut, world: World) -> dict[str, tuple[Callable[[Clip], Requ
     def actions(clip: Clip, start: int, stop: int) -> Any:
         return None if clip.actions is None else clip.actions[start:stop]
 
-    def gap(size: int) -> Callable[[Clip], Request]:
+    def gap(size: int) -> Ask:
         return lambda c: infill_request(
             c[:known], c[known + size :], size, config, actions=actions(c, known, known + size)
         )
 
-    verbs: dict[str, tuple[Callable[[Clip], Request], int, int]] = {
-        "forward": (
-            lambda c: extend_request(c[:known], horizon, config, actions=actions(c, known, total)),
-            known,
-            horizon,
-        ),
-        "backward": (
-            lambda c: extend_request(
-                c[horizon:], horizon, config, direction="backward", actions=actions(c, 0, horizon)
-            ),
-            horizon - 1,
-            horizon,
-        ),
-    }
+    def onward(clip: Clip) -> Request:
+        told = actions(clip, known, total)
+        return extend_request(clip[:known], horizon, config, actions=told, sinks=sinks)
+
+    def back(clip: Clip) -> Request:
+        told = {"direction": "backward", "actions": actions(clip, 0, horizon), "sinks": sinks}
+        return extend_request(clip[horizon:], horizon, config, **told)
+
+    verbs: dict[str, tuple[Ask, int, int]]
+    verbs = {"forward": (onward, known, horizon), "backward": (back, horizon - 1, horizon)}
     for size in sorted({_whole(size, world) for size in GAPS}):
         if size + f <= horizon:
             verbs[f"infill_{size}"] = (gap(size), known, size)
@@ -169,12 +175,13 @@ def _verbs(held: HeldOut, world: World) -> dict[str, tuple[Callable[[Clip], Requ
 
 
 def _steered_requests(
-    held: HeldOut, clips: Sequence[Clip], world: World, count: int, seed: int
+    held: HeldOut, clips: Sequence[Clip], world: World, count: int, *, seed: int, sinks: int
 ) -> list[Request]:
     """Forward from the same frames under another clip's actions, in another order."""
     rng, known, requests = np.random.default_rng(seed), held.known, []
     for i, clip in enumerate(clips):
         other = clips[(i + len(clips) // 2) % len(clips)].actions
         wrong = rng.permutation(np.asarray(other)[known : known + held.horizon])[:count]
-        requests.append(extend_request(clip[:known], count, world.config, actions=wrong))
+        told = {"actions": wrong, "sinks": sinks}
+        requests.append(extend_request(clip[:known], count, world.config, **told))
     return requests

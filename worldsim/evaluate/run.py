@@ -52,6 +52,7 @@ class Settings:
       steps, temperature: of sampling.
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
       stabilize, guidance, doubt, leads: see :class:`worldsim.generate.options.Options`.
+      sinks: first chunks seen that stay in view of what goes on forward and backward, however far.
       seed: of all randomness.
       split: that nobody trained on; the world's own held-out one by default.
     """
@@ -66,6 +67,7 @@ class Settings:
     guidance: float = 0.0
     doubt: float = 0.0
     leads: int = 0
+    sinks: int = 0
     seed: int = 0
     split: str | None = None
 
@@ -133,9 +135,8 @@ def evaluate(
     ways = renderers(world, regression, seed=settings.seed)
     table, drawn = picture_table(ways, held.frames[:, : held.frames.shape[1] // f * f])
     clock.done("pictures")
-    played = play(
-        world, held, dials, samples=settings.samples, seed=settings.seed, note=note or (lambda _: None)
-    )
+    asked = {name: getattr(settings, name) for name in ("samples", "seed", "sinks")}
+    played = play(world, held, dials, note=note or (lambda _: None), **asked)
     clock.done("play")
     far = _far(world, held, played, dials, settings, note=note or (lambda _: None))
     if far is not None:
@@ -176,7 +177,8 @@ def _far(
     """Frames ``[n h H W c]`` of long rollouts: those that were made beside the truth, where it is as long."""
     if settings.horizon <= held.horizon:
         return played.answers["forward"].frames[0] if settings.horizon >= drift.FAR else None
-    return drift.play_far(world, held, dials, frames=settings.horizon, seed=settings.seed, note=note)
+    how = {"seed": settings.seed, "sinks": settings.sinks}
+    return drift.play_far(world, held, dials, frames=settings.horizon, note=note, **how)
 
 
 def _check_alike(world: World, regression: World | None, held: HeldOut, settings: Settings) -> None:
