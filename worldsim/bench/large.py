@@ -111,8 +111,8 @@ def read_bytes(params: Any, config: WorldConfig, *, passes: int) -> float:
     """Bytes of weights and window that the passes of a frame, and its commit, read once each."""
     dynamics, (rows, columns) = config.dynamics, config.tokenizer.grid
     window = 2 * dynamics.layers * dynamics.context * (rows * columns + 1) * dynamics.width
-    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return (passes + 1.0) * (kept + window * compute_dtype().itemsize)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return (passes + 1.0) * (kept + window) * compute_dtype().itemsize
 
 
 def attend_alone(sizes: Sizes, ids: Int[np.ndarray, "n 3"]) -> Callable[[], Any]:
