@@ -4,8 +4,8 @@
     worldsim train configs/sprites.py --workdir runs/sprites
 
 Cost with ``--mesh data=2`` on two CPU cores: 2 minutes for the tokenizer, 5 for the refinement and 0.4 to 0.7
-seconds for a step of the dynamics. The bundled world ``sprites`` is of an earlier recipe: 8600 steps, half of the
-chunks noisy, no gaps (DECISIONS).
+seconds for a step of the dynamics. The bundled world ``sprites`` is of an earlier recipe: 8600 steps, half of
+the chunks noisy, no gaps (DECISIONS).
 """
 
 from worldsim.config import (
