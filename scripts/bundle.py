@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 import worldsim
-from worldsim.checkpoint import load_world, save_world
+from worldsim.checkpoint import bundled_worlds, load_world, save_world
 from worldsim.config import WorldConfig
 from worldsim.data.episode import Episode
 from worldsim.data.source import open_source
@@ -161,13 +161,34 @@ def table(name: str, scores: dict) -> str:
     return "\n".join(lines)
 
 
+def rescore(name: str) -> dict:
+    """Score a bundled world as it stands, and write its scores beside it and into the README."""
+    folder, readme, (start, end) = bundled_worlds()[name], ROOT / "README.md", marks(name)
+    config, params, statistics, provenance = load_world(folder)
+    world, held = worldsim.load(name), clips(name)
+    made = play(world, held, world.dials(steps=8), note=print)
+    scores = scores_of(score(made, held), tokenizer_psnr(world, held))
+    scores |= game_scores(provenance["data"].get("source") or {}, world, made, held)
+    store = {"config": config, "params": params, "statistics": statistics, "dtype": "bfloat16"}
+    save_world(folder, provenance=provenance | {"scores": scores}, **store)
+    text = readme.read_text("utf-8")
+    before, after = text.index(start) + len(start), text.index(end)
+    readme.write_text(text[:before] + table(name, scores) + text[after:], "utf-8")
+    return scores
+
+
 def main() -> None:
     """Bundle, score and write the README's table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("workdir", type=Path, nargs="?", help="without it a bundled world is scored anew")
+    parser.add_argument("--data", help="what it was trained on, to take clips from")
     parser.add_argument("--name", required=True)
     args = parser.parse_args()
+    if args.workdir is None:
+        print(json.dumps(rescore(args.name), indent=1))
+        return
+    if args.data is None:
+        parser.error("a workdir is bundled with clips of its --data DIR")
     readme, (start, end) = ROOT / "README.md", marks(args.name)
     if any(mark not in readme.read_text("utf-8") for mark in (start, end)):
         raise SystemExit(f"{readme} has no place for the scores: write {start}{end} where they belong.")
@@ -179,16 +200,10 @@ def main() -> None:
     np.savez_compressed(folder / "clips.npz", **arrays)
     for stage in provenance["steps"]:
         shutil.copy(args.workdir / stage / "metrics.jsonl", folder / f"{stage}.jsonl")
-    world, held = worldsim.load(args.name), clips(args.name)
-    made = play(world, held, world.dials(steps=8), note=print)
-    scores = scores_of(score(made, held), tokenizer_psnr(world, held))
-    scores |= game_scores(provenance["data"].get("source") or {}, world, made, held)
     hashes = [Episode(*pair).hash() for pair in zip(arrays["frames"], arrays["actions"], strict=True)]
-    provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}, "scores": scores}
+    provenance |= {"clips": {"records": arrays["records"].tolist(), "sha256": hashes}}
     save_world(folder, provenance=provenance, **store)
-    text = readme.read_text("utf-8")
-    before, after = text.index(start) + len(start), text.index(end)
-    readme.write_text(text[:before] + table(args.name, scores) + text[after:], "utf-8")
+    scores = rescore(args.name)
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > LIMIT:
         raise SystemExit(
