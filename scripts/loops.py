@@ -250,6 +250,7 @@ def sprite_rows(bed: Bed, total: int, *, effort: tuple[int, int], turns: bool = 
             "worst": np.median(nats.max(1)),
             "worst_each": nats.max(1).tolist(), "mean_each": nats.mean(1).tolist(),
             "suits_each": fit.tolist(), "loop_each": legal.all(1).tolist(),
+            "nats_each": nats.round(3).tolist(), "kept_each": kept.all(-1).tolist(),
         })  # fmt: skip
     return rows
 

@@ -169,7 +169,7 @@ def test_every_verb_of_the_shell(run, files, tmp_path, capsys, name):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("extend {world} {files}/large.npz --out {tmp}/x.npz", "64x64 with 3 channels and the world takes"),
+        ("extend {world} {files}/large.npz --out {tmp}/x.npz", "64x64 and the world takes"),
         (
             "extend {world} {files}/clip.npz --out {tmp}/x.npz --frames 2 --actions up",
             "1 actions for 2 frames",

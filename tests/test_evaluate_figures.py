@@ -265,16 +265,26 @@ def test_stretches_of_the_horizon_have_a_floor():
 
 
 @pytest.mark.law
-def test_what_was_in_the_training_set_is_found_there():
+@pytest.mark.parametrize("block", [1, 10, 512])
+def test_what_was_in_the_training_set_is_found_there(monkeypatch, block):
+    """Records of several lengths, in blocks of several; the copies come from the last one."""
+    monkeypatch.setattr(neighbours, "BLOCK", block)
     rng = np.random.default_rng(0)
-    train, truth = (rng.integers(0, 256, (4, 8, 16, 16, 3), dtype=np.uint8) for _ in range(2))
-    copied = neighbours.neighbour_table(train, truth, train)
+    noise = lambda *shape: rng.integers(0, 256, (*shape, 16, 16, 3), dtype=np.uint8)
+    truth, train = noise(4, 8), [noise(8), noise(2), noise(9), noise(3), noise(8)]
+    copied = neighbours.neighbour_table(np.stack([train[-1]] * 4), truth, train)
     assert copied["frames"]["made"] == copied["clips"]["made"] == 0 < copied["clips"]["truth"]
+    assert copied["compared"] == 30
     honest = neighbours.neighbour_table(truth, truth, train)
     assert honest["frames"]["ratio"] == honest["clips"]["ratio"] == 1
-    one = neighbours.nearest(truth[:, :1], train[:, :1])
-    every = np.sqrt(np.square(truth[:, None, 0].astype(float) - train[None, :, 0]).mean((2, 3, 4)))
-    np.testing.assert_allclose(one, every.min(1), rtol=1e-5)
+    for length in (1, 4):  # and none that begins in one record and ends in the next
+        clips = [one[i : i + length] for one in train for i in range(len(one) - length + 1)]
+        every = np.stack(
+            [np.square(truth[:, :length].astype(float) - clip).mean((1, 2, 3, 4)) for clip in clips]
+        )
+        np.testing.assert_allclose(
+            neighbours.nearest(truth[:, :length], train), np.sqrt(every.min(0)), rtol=1e-5
+        )
 
 
 @pytest.mark.law

@@ -52,7 +52,7 @@ def test_everything_is_written_and_told(report):
     assert set(told["actions"]) == {"1", "4"} and told["game"] == "sprites"
     assert told["state"]["reader"]["wrong_though_certain"] == 0
     assert told["state"]["forward"]["truth"]["legal"] == 1
-    for name in ("forward", "backward", "infill_4", "state", "contact_sheet"):
+    for name in ("forward", "backward", "infill_4", "state", "drift", "contact_sheet"):
         assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "nats a frame" in summary(told) and "true against wrong actions" in summary(told)
 
@@ -60,17 +60,19 @@ def test_everything_is_written_and_told(report):
 def test_rollouts_beyond_the_episodes_are_judged_without_truth(report):
     told = report[0]["drift"]
     assert told["frames"] == 64 and len(told["over"]) == 3 and 0 <= told["alive"] <= 1
-    assert list(told["stretches"]) == ["1-8", "9-16", "17-32", "33-64"]
-    for row in [*told["stretches"].values(), told["first_quarter"], told["last_quarter"]]:
+    assert list(told["stretches"]) == ["1", "2", "3-4", "5-8", "9-16", "17-32", "33-64"]
+    long = [told["stretches"][name] for name in ("5-8", "9-16", "17-32", "33-64")]
+    for row in [*long, told["first_quarter"], told["last_quarter"]]:
         assert row["motion"] > 0 and row["sharpness"] > 0
         assert {"frechet", "floor", "legal", "redrawn", "there"} <= set(row)
+    assert all(told["stretches"][name]["sharpness"] > 0 for name in ("1", "2", "3-4"))
     assert told["survival"] < 64 and "64 frames onward" in summary(report[0])
 
 
 @pytest.mark.law
 def test_the_page_is_whole_in_itself(report):
     text = (report[1] / "report.html").read_text("utf-8")
-    assert text.count("data:image/png;base64,") == 5
+    assert text.count("data:image/png;base64,") == 6
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)|https?://|@import|url\(", text)
     assert "not comparable with published FVD" in text
     assert "color-scheme: light dark" in text and "nan" not in text.lower().split()

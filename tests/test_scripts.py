@@ -78,7 +78,7 @@ def test_an_ablation_trains_judges_and_keeps_its_figures(tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", f"{command} --tokenizer {trained} --refine-steps 2".split())
     ablate.main()
     rows = json.loads((tmp_path / "config" / "heads.json").read_text())
-    assert {"q", "z", "regression, regression", "diffusion, 4 steps", "each code alone, 1 step"} <= set(rows)
+    assert {"q", "z", "regression, regression", "diffusion, 4 steps", "per token, 1 step"} <= set(rows)
     assert rows["q"]["PSNR"] == pytest.approx(json.loads(first)["VQ"]["PSNR of q"], abs=0.5)
     assert "sharpness closed, %" in rows["regression, regression"] and set(rows["z"]) == {"PSNR", "flicker"}
 

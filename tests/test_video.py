@@ -1,10 +1,13 @@
 """Video files: what is written comes back, and what can't be read is named with the remedy."""
 
+import dataclasses
 import sys
 
 import numpy as np
 import pytest
+import tiny
 
+from worldsim.cli.options import read_input
 from worldsim.data import video
 from worldsim.data.sheet import GENERATED, KNOWN, contact_sheet
 from worldsim.ops.scores import psnr
@@ -207,3 +210,25 @@ def test_sheet_labels_take_room_and_are_drawn():
 def test_sheets_that_do_not_fit_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         contact_sheet(**({"rows": [moving_square(3)]} | options))
+
+
+@pytest.mark.law
+def test_colours_become_grey_and_grey_becomes_rgb(tmp_path):
+    """Also where the command line reads a file for a world of the other kind."""
+    rng = np.random.default_rng(0)
+    grey = Clip(rng.integers(0, 256, (5, 8, 8, 1), dtype=np.uint8), np.arange(5, dtype=np.int32), fps=7.0)
+    rgb = video.with_channels(grey, 3)
+    assert rgb.frames.shape == (5, 8, 8, 3) and rgb.fps == 7.0
+    np.testing.assert_array_equal(video.with_channels(rgb, 1).frames, grey.frames)
+    np.testing.assert_array_equal(rgb.actions, grey.actions)
+    red = Clip(np.full((1, 4, 4, 3), (255, 0, 0), np.uint8))
+    assert set(video.with_channels(red, 1).frames.ravel().tolist()) == {76}
+    with pytest.raises(ValueError, match="3 to 2 channels"):
+        video.with_channels(red, 2)
+    whole = tiny.config()
+    whole = dataclasses.replace(whole, tokenizer=dataclasses.replace(whole.tokenizer, channels=1))
+    world = tiny.make_world(whole)
+    for name in ("c.npz", "c.png", "c.gif"):
+        clip = read_input(str(video.write_video(tmp_path / name, rgb, scale=1)), world, resize="pad")
+        assert clip.frames.shape[1:] == (16, 16, 1)
+    assert len(world.extend(clip, 2).clip) == len(clip) + 2

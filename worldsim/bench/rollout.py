@@ -12,6 +12,8 @@ and for the commit of a chunk those that lead to its keys and values, in the sam
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -104,8 +106,15 @@ class Live:
 
     def __init__(self, world: World, *, frame: int, block: int = 400):
         self.world, self.state = world, rollout.start(*world.dynamics, keys=jax.random.key(0)[None])
+        self.block = block
+        self.to(frame)
+
+    def to(self, frame: int) -> float:
+        """Go on to a frame, in one pass each; the most memory that the process has had by then, in MiB."""
         while self.state.next_order < frame:
-            self(min(block, frame - self.state.next_order), 1)
+            self(min(self.block, frame - self.state.next_order), 1)
+        unit = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
     def __call__(self, frames: int, passes: int) -> None:
         self.state, _ = go_on(self.world, self.state, frames, passes)
@@ -151,7 +160,9 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
     unit, tell = f"{unit} a frame", Counter("measuring")
     world, frames, first = random_world(sizes.config), sizes.frames, sizes.passes[0]
     tell("rollout", 0, 3)
-    live, near, far = (Live(world, frame=frame) for frame in (sizes.near, sizes.near, sizes.far))
+    settled = min(10 * sizes.near, sizes.far)
+    live, near, far = (Live(world, frame=frame) for frame in (sizes.near, sizes.near, settled))
+    memory = [far.to(frame) for frame in (settled, sizes.far)]
     tell("rollout", 1, 3)
     cases: dict[str, Callable[[], Any]] = {f"k{k}": partial(live, frames, k) for k in sizes.passes}
     floors = {k: products(sizes.config, masked=k) for k in sizes.passes}
@@ -193,9 +204,11 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
             note="cost of a frame; bar: at most 1.05")
     )  # fmt: skip
     rows += [
+        Row(f"memory_{sizes.far}_over_{settled}", memory[1] / memory[0], "times", floor=1.0,
+            note=f"the most that the process has had, {memory[1]:.0f} MiB"),
         Row("decode", costs["decode"], unit, note="frames from codes"),
         Row("refine", costs["refine"], unit, note="with detail in four steps, decoding included"),
-    ]
+    ]  # fmt: skip
     return rows, machine([device])
 
 

@@ -155,9 +155,12 @@ class Processes:
 
 
 def read_input(text: str, world: Any, *, resize: Literal["pad", "crop"] | None) -> Any:
-    """A clip from a file or, as ``NAME:I``, from those bundled with a world; resized in that way, if any."""
+    """A clip from a file or, as ``NAME:I``, from those bundled with a world; resized in that way, if any.
+
+    Colours of a file become grey for a world that is grey, and the other way round.
+    """
     from worldsim.checkpoint import bundled_worlds
-    from worldsim.data.video import read_video, resize_clip
+    from worldsim.data.video import read_video, resize_clip, with_channels
     from worldsim.worlds import clips
 
     name, _, index = text.partition(":")
@@ -169,7 +172,7 @@ def read_input(text: str, world: Any, *, resize: Literal["pad", "crop"] | None) 
             )
         clip = found[int(index)]
     else:
-        clip = read_video(text)
+        clip = with_channels(read_video(text), world.config.tokenizer.channels)
     tokenizer = world.config.tokenizer
     return resize_clip(clip, tokenizer.height, tokenizer.width, how=resize) if resize else clip
 

@@ -162,7 +162,9 @@ class DynamicsConfig:
       reach: frames beyond which what lies farther off in time is read from the cache as lying there, so that
         sinks stay as far as training has seen (clipped relative positions); 0 is no bound, else at least
         what the context spans.
-      max_noise: highest corruption level of the known stream in training.
+      max_noise: highest corruption level of the known stream in training: the share of codes that are
+        replaced, half by any, half by one whose number (of FSQ, one digit of it) lies beside. Of VQ, whose
+        numbers have no order, that too is some other code, always one of two.
       rope_base: of the time rotation; see :mod:`worldsim.ops.rope`.
       action: what leads from frame to frame.
       conditions: per-chunk conditions besides the actions.

@@ -7,6 +7,7 @@ clip has them ``actions``, ``mask`` and ``fps``.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -165,6 +166,22 @@ def resize_clip(
         inner = (max(1, round(old[0] * factor)), max(1, round(old[1] * factor)))
     frames = np.stack([_resize(frame, *inner) for frame in clip.frames]) if len(clip) else clip.frames
     return Clip(fit_into(frames, (height, width)), clip.actions, clip.mask, clip.fps)
+
+
+def with_channels(clip: Clip, channels: int) -> Clip:
+    """The clip in grey (1) or in RGB (3): grey is the luma of ITU-R BT.601, and RGB of grey three times it.
+
+    Raises:
+      ValueError: another number of channels.
+    """
+    if channels not in (1, 3) or clip.frames.shape[-1] not in (1, 3):
+        raise ValueError(f"with_channels: {clip.frames.shape[-1]} to {channels} channels; there are 1 and 3.")
+    if clip.frames.shape[-1] == channels:
+        return clip
+    if channels == 3:
+        return dataclasses.replace(clip, frames=np.repeat(clip.frames, 3, axis=-1))
+    luma = clip.frames @ np.array([0.299, 0.587, 0.114])
+    return dataclasses.replace(clip, frames=luma.round().astype(np.uint8)[..., None])
 
 
 def fit_into(frames: UInt8[np.ndarray, "*n _ _ c"], box: tuple[int, int]) -> UInt8[np.ndarray, "*n _ _ c"]:

@@ -29,8 +29,11 @@ from worldsim.parallel.shares import in_shares
 FAR = 128
 """A horizon from which on rollouts are judged for drift; shorter ones are where episodes end before them."""
 
-EVERY, FIRST = 2, 8
-"""Frames from one judged piece to the next, and of the first stretch."""
+EVERY = 2
+"""Frames from one judged piece to the next."""
+
+LAST = 200
+"""Frames at the end of a rollout that are judged apart, where they are half of it at most."""
 
 BEYOND, STILL = 0.99, 0.5
 """A piece is off when it is farther from real play than this share of real pieces are, or when no step after
@@ -84,8 +87,8 @@ def play_far(
 
 
 def stretches(frames: int) -> Iterator[tuple[int, int]]:
-    """``0-8, 8-16, 16-32, ...``, the last one cut."""
-    start, stop = 0, FIRST
+    """``0-1, 1-2, 2-4, 4-8, ...``, the last one cut."""
+    start, stop = 0, 1
     while start < frames:
         yield start, min(stop, frames)
         start, stop = stop, 2 * stop
@@ -111,13 +114,18 @@ def drift(made: Frames, held: HeldOut) -> dict[str, Any]:
     judge = _Judge(held)
     over = np.array([_over(row, frames) for row in judge.off(made)])
     quarter = max(1, frames // 4)
-    parts = {f"{start + 1}-{stop}": (start, stop) for start, stop in stretches(frames)}
+    name = lambda start, stop: str(stop) if stop == start + 1 else f"{start + 1}-{stop}"
+    parts = {name(*part): part for part in stretches(frames)}
+    known = held.frames[:, : held.known]
     figures = lambda start, stop: judge.look(made[:, start:stop]) | _found(made[:, start:stop], held)
     out = {
         "frames": frames,
         "stretches": {name: figures(*part) for name, part in parts.items()},
         "first_quarter": figures(0, quarter),
         "last_quarter": figures(frames - quarter, frames),
+        **({f"last_{LAST}": figures(frames - LAST, frames)} if frames >= 2 * LAST else {}),
+        "copy": judge.look(np.repeat(known[:, -1:], 2 * PIECE, axis=1)),
+        "repeat": judge.look(np.concatenate([known, known], axis=1)),
         "over": over,
         "collapse": float(np.median(over)),
         "alive": float((over == frames).mean()),
@@ -207,7 +215,9 @@ def _found(made: Frames, held: HeldOut) -> dict[str, Any]:
             "own_seen": [pong.paddle(clip, "own") for clip in made],
             "enemy_seen": [pong.paddle(clip, "enemy") for clip in made],
         }
-        return {name: float(np.isfinite(rows).mean()) for name, rows in read.items()}
+        there = {name: np.isfinite(rows) for name, rows in read.items()}
+        there["all_seen"] = np.logical_and.reduce(list(there.values()))
+        return {name: float(rows.mean()) for name, rows in there.items()}
     if held.game == "sprites" and held.info is not None:
         config = SpriteConfig.of(held.info.source)
         readings = [read_sprites(clip, config) for clip in made]

@@ -1,9 +1,9 @@
-"""What a world is judged on: held-out windows, other real play, and a sample of the training set."""
+"""What a world is judged on: held-out windows, other real play, and what it was trained on."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,15 +13,18 @@ from jaxtyping import Shaped, UInt8
 from worldsim.config import WorldConfig
 from worldsim.config.world import Outcome
 from worldsim.data.info import DataInfo
-from worldsim.data.source import open_source, read_episodes, read_info
+from worldsim.data.source import Source, open_source, read_episodes, read_info
 from worldsim.generate.check import action_problems, check_clip
 from worldsim.types import Clip
 
 KNOWN = 16
 """Frames known at one end, fewer where episodes are short."""
 
-FRAMES, SAMPLE = 20_000, 2048
-"""Most frames read from the held-out split, and from the training split."""
+FRAMES = 20_000
+"""Most frames read from the held-out split."""
+
+POOL = 2 << 30
+"""Most bytes of frames that are read from the training split; of a larger one, evenly spaced records."""
 
 TRUTH = ("ram", "state")
 """What datasets may say of the true state of each frame."""
@@ -40,7 +43,7 @@ class HeldOut:
       truth: per name ``[n t ...]``: the emulator's RAM, the sprites' state.
       others: ``[m t H W c]``: held-out windows that are no clips, or halves of those that are.
       episodes: of how many episodes the clips are.
-      train: ``[k l H W c]`` pieces of the training split, or None.
+      train: the training split's frames by record, or None.
       median: ``[H W c]`` of the training data.
       known, horizon: frames of a window.
       info: of the dataset, or None where nobody wrote one.
@@ -54,7 +57,7 @@ class HeldOut:
     truth: dict[str, np.ndarray]
     others: UInt8[np.ndarray, "m t2 H W c"]
     episodes: int
-    train: UInt8[np.ndarray, "k l H W c"] | None
+    train: Iterable[UInt8[np.ndarray, "_ H W c"]] | None
     median: UInt8[np.ndarray, "H W c"]
     known: int
     horizon: int
@@ -127,7 +130,7 @@ def load_held_out(
         truth={name: cut(name, mine) for name in TRUTH if name in episodes[0]},
         others=cut("frames", rest if len(rest) >= 2 else mine),
         episodes=len({e for e, _ in mine}),
-        train=_train_sample(data, trained, notes),
+        train=_training_frames(data, trained, config, notes),
         median=_median(info, episodes),
         known=known,
         horizon=reach,
@@ -290,17 +293,29 @@ def _pieces(
     return {name: np.stack([e[name][at : at + size] for e, at in chosen]) for name in names}
 
 
-def _train_sample(data: str | Path, split: str, notes: list[str]) -> np.ndarray | None:
-    """Pieces of evenly spaced training records, about ``SAMPLE`` frames."""
+class _Records:
+    """Frames of some records of a source, read whenever they are gone through."""
+
+    def __init__(self, source: Source, picks: np.ndarray) -> None:
+        self._source, self._picks = source, picks
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._source[int(i)]["frames"] for i in self._picks)
+
+
+def _training_frames(data: str | Path, split: str, config: WorldConfig, notes: list[str]) -> _Records | None:
+    """The records of the training split, or as many as ``POOL`` holds."""
     try:
-        source = open_source(data, split, keys=("frames",))
+        source = open_source(data, split, keys=("frames",), cache=POOL)
     except ValueError:
         notes.append(f"no training split {split!r}: nearest neighbours are left out")
         return None
-    length = int(min(64, np.median(source.lengths)))
-    long = np.flatnonzero(np.asarray(source.lengths) >= length)
-    take = np.unique(np.linspace(0, len(long) - 1, max(1, SAMPLE // length)).round().astype(int))
-    return np.stack([source[int(long[i])]["frames"][:length] for i in take])
+    one, total = config.tokenizer, int(np.sum(source.lengths))
+    most = POOL // (one.height * one.width * one.channels)
+    count = len(source) if total <= most else max(1, len(source) * most // total)
+    if count < len(source):
+        notes.append(f"nearest neighbours: among {count} of {len(source)} training records, evenly spaced")
+    return _Records(source, np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)))
 
 
 def _median(info: DataInfo | None, episodes: list[dict[str, np.ndarray]]) -> np.ndarray:

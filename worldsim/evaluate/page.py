@@ -40,7 +40,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
         *_loops(report),
         *_distances(report),
         *_state(report, folder),
-        *_drift(report),
+        *_drift(report, folder),
         "<h2>Frames</h2><p>Truth above each answer; blue borders are given frames, orange ones "
         "generated.</p>",
         picture(folder / "contact_sheet.png", "sheet"),
@@ -181,7 +181,7 @@ def _distances(report: dict[str, Any]) -> list[str]:
     if report["neighbours"]:
         parts.append(
             "<h2>Does it replay its training set</h2><p>Root mean square distance (0 to 255) to the "
-            f"nearest of {report['neighbours']['sample']} training frames; medians. A ratio far below 1, "
+            f"nearest of {report['neighbours']['compared']} training frames; medians. A ratio far below 1, "
             "above all for clips of four frames, is memorising."
             + (
                 "</p>"
@@ -197,13 +197,15 @@ def _distances(report: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _drift(report: dict[str, Any]) -> list[str]:
+def _drift(report: dict[str, Any], folder: Path) -> list[str]:
     """Long rollouts."""
     told = report["drift"]
     if not told:
         return []
     rows = {f"frames {name}": row for name, row in told["stretches"].items()}
-    rows |= {name.replace("_", " "): told[name] for name in ("first_quarter", "last_quarter")}
+    named = ("first_quarter", "last_quarter", "last_200", "copy", "repeat")
+    words = {"last_200": "last 200 frames", "copy": "last frame held", "repeat": "known frames repeated"}
+    rows |= {words.get(name, name.replace("_", " ")): told[name] for name in named if name in told}
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     survives = (
         f" Nothing impossible happens for {told['survival']:.0f} frames in the median, and in "
@@ -218,6 +220,7 @@ def _drift(report: dict[str, Any]) -> list[str]:
         "when most pieces of 32 frames are farther from real play than 99 % of real ones are: "
         f"{100 * told['alive']:.0f} % of them last, the median for {told['collapse']:.0f} frames."
         f"{survives}</p>",
+        picture(folder / "drift.png"),
         table(["", *(name.replace("_", " ") for name in names)],
               [[label, *(row.get(name) for name in names)] for label, row in rows.items()], 3),
     ]  # fmt: skip

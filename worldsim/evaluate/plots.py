@@ -37,7 +37,8 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Curves that share an axis; ``floor`` draws from 0 on, ``log`` on a logarithmic scale."""
+    """Curves that share an axis; ``floor`` draws from 0 on, ``log`` on a logarithmic scale, ``doubling``
+    marks 1, 2, 4 ... at equal steps of the horizon."""
 
     title: str
     unit: str
@@ -45,6 +46,7 @@ class Panel:
     floor: bool = False
     axis: str = "frames from the known end"
     log: bool = False
+    doubling: bool = False
 
 
 def banded(label: str, curve: dict[str, Any], color: str = WORLD, style: str = "-") -> Line:
@@ -88,7 +90,11 @@ def png(panels: Sequence[Panel], *, width: float = 4.6, height: float = 3.3, dpi
         axes.set_title(panel.title, color=_TEXT, fontsize=10)
         axes.set_xlabel(panel.axis, color=_TEXT, fontsize=9)
         axes.set_ylabel(panel.unit, color=_TEXT, fontsize=9)
-        axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[union-attr]
+        if panel.doubling:
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:.0f}")
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[union-attr]
         axes.tick_params(which="both", colors=_TEXT, labelsize=8)
         axes.grid(color=_TEXT, alpha=0.22, linewidth=0.6)
         axes.patch.set_alpha(0)
@@ -126,6 +132,44 @@ def score_panels(name: str, scores: dict[str, Any], ceiling: float | None) -> li
             )
         panels.append(Panel(name.replace("_", ", gap of "), unit, lines))
     return panels
+
+
+def drift_panels(told: dict[str, Any]) -> list[Panel]:
+    """Long rollouts by stretches of the horizon that double: look, motion and what is found in them."""
+    ends = [int(name.split("-")[-1]) for name in told["stretches"]]
+    rows = list(told["stretches"].values())
+
+    def line(label: str, key: str, color: str = WORLD, style: str = "-") -> Line:
+        values = [np.nan if row.get(key) is None else row[key] for row in rows]
+        return Line(label, values, color=color, style=style, at=ends)
+
+    def level(label: str, key: str, style: str) -> Line:
+        value = told[key].get("frechet")
+        return Line(
+            label, np.full(len(ends), np.nan if value is None else value), None, None, OTHER, style, ends
+        )
+
+    look = [
+        line("world", "frechet"),
+        line("real play", "floor", CEILING, ":"),
+        level("last frame held", "copy", "-"),
+        level("known frames repeated", "repeat", "--"),
+    ]
+    found = [key for key in rows[-1] if key not in ("frechet", "floor", "motion", "sharpness", "redrawn")]
+    colors = (WORLD, SECOND, CEILING, OTHER)
+    panels = [
+        Panel("how it looks", "Fréchet distance", look, floor=True),
+        Panel(
+            "how it moves",
+            "of real play's",
+            [line("motion", "motion"), line("sharpness", "sharpness", SECOND)],
+            floor=True,
+        ),
+    ]
+    if found:
+        lines = [line(key.replace("_", " "), key, color) for key, color in zip(found, colors, strict=False)]
+        panels.append(Panel("what is found in it", "share", lines, floor=True))
+    return [dataclasses.replace(panel, doubling=True) for panel in panels]
 
 
 def state_panels(game: str, state: dict[str, Any]) -> list[Panel]:

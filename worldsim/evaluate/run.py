@@ -269,6 +269,8 @@ def _write(out: Path, report: dict[str, Any], held: HeldOut, played: Played) -> 
         plots.draw(out / f"{name}.png", plots.score_panels(name, scores, ceiling))
     if report["state"]:
         plots.draw(out / "state.png", plots.state_panels(report["game"], report["state"]))
+    if report["drift"]:
+        plots.draw(out / "drift.png", plots.drift_panels(report["drift"]))
     write_video(out / "contact_sheet.png", _sheet(held, played)[None], scale=1)
 
 

@@ -36,8 +36,9 @@ def run_batch(
     plan, sources = batch[0].plan, batch[0].sources
     if any(not requests.same_plan(r, batch[0]) for r in batch):
         raise ValueError("run: the requests have different plans; give clips and frames of equal numbers.")
-    if batch[0].cyclic:
-        dials = loops.within_window(dials, world.config)
+    if batch[0].cyclic:  # it is made from both ends: what works against drift in one direction is left out
+        onward = dataclasses.replace(dials, stabilize=jnp.float32(0.0), guidance=None)
+        dials = loops.within_window(onward, world.config)
     f = world.config.tokenizer.frames_per_chunk
     seen = tokenize(*world.tokenizer, np.stack([r.frames for r in batch]), frames_per_chunk=f)
     codes = np.where((sources >= 0)[None, :, None, None], seen[:, sources], 0)
@@ -64,6 +65,8 @@ def run_batch(
 
 def futures(world: World, request: Request, samples: int, *, options: Mapping[str, Any]) -> list[Generated]:
     """Several answers to one request, of which what is known is read once.
+
+    Each has a copy of the cache that this leaves, since a rollout writes into its own.
 
     Args:
       world: to run.

@@ -24,10 +24,15 @@ def check_clip(clip: Clip, config: WorldConfig, *, verb: str) -> None:
     problems = []
     size = clip.frames.shape[1:]
     want = (tokenizer.height, tokenizer.width, tokenizer.channels)
-    if size != want:
+    if size[:2] != want[:2]:
         problems.append(
-            f"frames are {size[0]}x{size[1]} with {size[2]} channels and the world takes "
-            f"{want[0]}x{want[1]} with {want[2]}; resize them (--resize, or worldsim.data.video.resize_clip)"
+            f"frames are {size[0]}x{size[1]} and the world takes {want[0]}x{want[1]}; resize them (--resize, "
+            "or worldsim.data.video.resize_clip)"
+        )
+    if size[2] != want[2]:
+        problems.append(
+            f"frames have {size[2]} channels and the world takes {want[2]}; change them "
+            "(worldsim.data.video.with_channels)"
         )
     if len(clip) < tokenizer.frames_per_chunk:
         problems.append(f"it has {len(clip)} frames; give at least {tokenizer.frames_per_chunk}")

@@ -328,7 +328,7 @@ class World:
 
         Args:
           batch: requests with equal plans (same verb, same numbers of frames).
-          dials: from :meth:`dials`.
+          dials: from :meth:`dials`; of loops without ``stabilize`` and ``guidance``.
           keys: ``[len(batch)]`` typed keys.
           conditions: as :meth:`extend` takes them.
           effort: of loops; None draws each once and does not score it.
