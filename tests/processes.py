@@ -127,6 +127,7 @@ def agreed(folder: Path) -> dict:
     import numpy as np
 
     from worldsim.parallel import agreement, mesh, placement, shares
+    from worldsim.train.loop import end_if_asked, termination
 
     index, whole = jax.process_index(), mesh.make_mesh(STRAIGHT)
     mixed = mesh.make_mesh(STRAIGHT, devices=[jax.devices()[i] for i in MIXED])
@@ -147,7 +148,16 @@ def agreed(folder: Path) -> dict:
         if step == 3 and index == 1:
             asked.set()
         votes.append(next(stops))
+    ended = []
+    for due in (False, True):
+        with termination() as heard, contextlib.suppress(SystemExit):
+            if due and index == 1:
+                signal.raise_signal(signal.SIGTERM)
+            ended.append(143)
+            end_if_asked(heard, whole)
+            ended[-1] = 0
     return {
+        "ended": ended,
         "votes": votes,
         "lead": np.asarray(agreement.from_lead(np.int32(index + 7))).tolist(),
         "text": agreement.text_from_lead("größer" if index == 0 else "-"),

@@ -134,11 +134,15 @@ def test_four_clips_share_no_tile():
     assert work.tolist() == [[3 + 3 + 1 + 6]]
 
 
-@pytest.fixture
-def bench():
+def bench_of(sizes):
     used = ring.devices()
     mesh = ring.make_mesh({"context": len(used)}, devices=used)
-    return ring.Bench(TINY, mesh, iter(range(10**6)).__next__, "ticks", lambda: None, 1e9)
+    return ring.Bench(sizes, mesh, iter(range(10**6)).__next__, "ticks", lambda: None, 1e9)
+
+
+@pytest.fixture
+def bench():
+    return bench_of(TINY)
 
 
 def test_balance_counts_the_tiles_that_attention_takes(bench, monkeypatch):
@@ -150,6 +154,26 @@ def test_balance_counts_the_tiles_that_attention_takes(bench, monkeypatch):
     assert one.name == "balance_one_clip_8"
     assert one.value == pytest.approx(np.mean(each, 1).sum() / np.max(each, 1).sum())
     assert 0 < four.value <= 1
+
+
+def test_balance_holds_its_bars_at_full_length():
+    """Nothing is computed: 32k tokens on 8 devices, in the tiles that attention takes."""
+    found = {row.name: row for row in ring.balance_rows(bench_of(ring.FULL))}
+    assert found["balance_one_clip_8"].value >= 0.95, found
+    assert found["balance_four_clips_8"].value >= 0.88, found
+    assert "[32768] tokens" in found["balance_one_clip_8"].note
+
+
+@pytest.mark.slow
+def test_memory_holds_its_bars_at_full_length():
+    """Compiled and not run: what a device holds beside arguments and results, at 32k and 64k tokens."""
+    bench, held = bench_of(ring.FULL), []
+    for tokens in (bench.sizes.tokens, 2 * bench.sizes.tokens):
+        args = *bench.shapes(bench.mesh, tokens), bench.ids(ring.striped(bench, tokens))
+        held.append(ring.mebibytes(ring.compiled(bench.mesh, bench.ours("ring"), *args)))
+    assert bench.parts == 8 and tokens == 65_536
+    assert held[0] <= 95, held
+    assert held[1] <= 2.1 * held[0], held
 
 
 def test_without_ringattention_its_rows_say_so(bench, monkeypatch):
@@ -239,7 +263,8 @@ def test_a_rollout_is_measured_beside_its_products(monkeypatch):
     sizes = rollout.Sizes(config, passes=(2,), near=2, far=5, frames=2, rounds=1)
     monkeypatch.setitem(sys.modules, "transformers", None)
     found, about = rollout.measure(sizes)
-    names = ["cpu_s_per_frame_k2", "ratio_over_torch_k2", "growth_5_over_2", "decode", "refine"]
+    names = ["cpu_s_per_frame_k2", "ratio_over_torch_k2", "growth_5_over_2"]
+    names += ["memory_5_over_5", "decode", "refine"]
     assert [row.name for row in found] == names
     assert all(row.value > 0 for row in found if row.name != "ratio_over_torch_k2")
     assert found[0].floor > 0 and found[0].unit == "CPU s a frame"

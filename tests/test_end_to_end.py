@@ -19,6 +19,7 @@ from worldsim.data.make import make_sprites
 from worldsim.data.source import open_source
 from worldsim.data.sprites import ACTIONS, SpriteConfig
 from worldsim.data.video import read_video, write_video
+from worldsim.train.metrics import read_lines
 from worldsim.train.run import train
 from worldsim.types import Clip
 
@@ -206,6 +207,23 @@ def test_the_shell_trains_on_with_overrides(run, capsys):
     assert (work / "world" / "weights.safetensors").read_bytes() != before
     told = json.loads((work / "world" / "provenance.json").read_text())
     assert told["steps"] == {"tokenizer": 3, "dynamics": 4, "refine": 3}
+
+
+@pytest.mark.slow
+def test_the_shell_trains_over_a_mesh(data, clip, tmp_path, capsys):
+    """All stages on eight devices in one process; what comes of it needs none of them."""
+    config, work = write_config(tmp_path, data, samples=2), tmp_path / "work"
+    stages = ("tokenizer", "refine", "dynamics")
+    few = [f"--{stage}.{word}" for stage in stages for word in ("steps=2", "batch=4")]
+    cli.main(["train", str(config), "--workdir", str(work), "--mesh", "data=2,fsdp=2,context=2", *few])
+    assert capsys.readouterr().out.strip() == str(work / "world")
+    for stage in stages:
+        found = [line["loss"] for line in read_lines(work / stage / "metrics.jsonl") if "loss" in line]
+        assert len(found) == 2 and np.isfinite(found).all()
+        assert (work / stage / "samples" / "0000002.png").stat().st_size > 0
+    made = worldsim.load(work / "world").extend(clip[:6], 4, steps=2, key=jax.random.key(3))
+    np.testing.assert_array_equal(made.clip.frames[:6], clip.frames[:6])
+    assert len(made.clip) == 10
 
 
 def test_a_misspelt_override_names_the_right_one(run, capsys):

@@ -135,6 +135,7 @@ def test_two_processes_agree_stop_together_and_hand_over(tmp_path):
     assert first["rows"] == [0, 1, 2, 3, 6, 7] and second["rows"] == [0, 1, 4, 5, 6, 7]
     for said in (first, second):
         assert said["votes"] == [False, False, False, False, True, True]
+        assert said["ended"] == [0, 143]
         assert said["lead"] == 7 and said["text"] == "größer"
         assert said["shares"] == [[[i / 3, i // 3] for i in range(5)], [[0, 0]]]
         assert "leaves processes [1] of 2 without a device; spread it over all 8" in said["idle"]

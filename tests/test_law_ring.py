@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from worldsim.ops import attention
 from worldsim.ops import tiled_attention as tiled
@@ -57,27 +58,28 @@ def layout_of(kind, count):
     return places
 
 
-def tokens(seed, dtype=np.float32):
+def tokens(seed, dtype=np.float32, *, width=WIDTH):
     rng = np.random.default_rng(seed)
-    shapes = [(HEADS, WIDTH), (GROUPS, WIDTH), (GROUPS, WIDTH), (HEADS, WIDTH)]
-    return [rng.normal(size=(BATCH, TOKENS, *shape)).astype(dtype) for shape in shapes]
+    shapes = [(BATCH, TOKENS, heads, width) for heads in (HEADS, GROUPS, GROUPS, HEADS)]
+    return [rng.normal(size=shape).astype(dtype) for shape in shapes]
 
 
 def exact(q, k, v, do, ids):
     """Outputs and gradients in float64, with every score in memory."""
     q, k, v, do = (np.asarray(x, np.float64) for x in (q, k, v, do))
+    width = q.shape[-1]
     wide_k, wide_v = (x.repeat(HEADS // GROUPS, axis=2) for x in (k, v))
     seen = np.asarray(visible(ids, ids))[:, None]
-    scores = np.einsum("bnhe,bmhe->bhnm", q, wide_k) / WIDTH**0.5
+    scores = np.einsum("bnhe,bmhe->bhnm", q, wide_k) / width**0.5
     weights = np.exp(scores - scores.max(-1, keepdims=True)) * seen
     total = weights.sum(-1, keepdims=True)
     weights = weights / np.where(total > 0, total, 1)
     out = np.einsum("bhnm,bmhe->bnhe", weights, wide_v)
     slope = np.einsum("bnhe,bmhe->bhnm", do, wide_v)
-    slope = weights * (slope - np.einsum("bnhe,bnhe->bhn", do, out)[..., None]) / WIDTH**0.5
+    slope = weights * (slope - np.einsum("bnhe,bnhe->bhn", do, out)[..., None]) / width**0.5
 
     def join(x):
-        return x.reshape(BATCH, TOKENS, GROUPS, -1, WIDTH).sum(3)
+        return x.reshape(BATCH, TOKENS, GROUPS, -1, width).sum(3)
 
     return (
         out,
@@ -129,8 +131,19 @@ def test_every_kind_and_layout_is_exact(strategy, count):
                 assert all(not x[:, 300:].any() for x in found)
 
 
+def test_wide_heads_are_near_in_bfloat16():
+    """Of a width whose root is no power of two, so that the scale of the scores is rounded too."""
+    args = tokens(2, jnp.bfloat16, width=32)
+    ids = ids_of("two-stream", np.random.default_rng(2))
+    place = layout_of("striped", 4)
+    found = on(4, "ring")(*(x[:, place] for x in (*args, ids)))
+    assert all(x.dtype == jnp.bfloat16 for x in found)
+    found = [np.asarray(x)[:, np.argsort(place)] for x in found]
+    assert max(errors(found, exact(*args, ids))) < 4e-3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "count"), [case for case in LATER if case[1] in (1, 8)])
+@pytest.mark.parametrize(("strategy", "count"), LATER)
 def test_every_kind_and_layout_is_near_in_bfloat16(strategy, count):
     found = {}
     for number, kind in enumerate(KINDS):
@@ -211,6 +224,31 @@ def test_what_does_not_fit_is_refused():
         pytest.raises(ValueError, match="380 tokens .* 8 devices .* 376 or 384"),
     ):
         attention.attend(*(x[:, :380] for x in (q, k, v, ids, ids)), strategy="ring")
+
+
+@pytest.mark.parametrize("name", ["data", "model"])
+def test_a_mesh_without_an_axis_for_the_context_attends_locally(name):
+    args = (*tokens(0)[:3], ids_of("causal", np.random.default_rng(0)))
+    q, k, v, ids = (jnp.asarray(x[:, :96]) for x in args)
+    mesh = jax.make_mesh((2,), (name,), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        found = jax.jit(attention.attend)(q, k, v, ids, ids)
+        for strategy in ("ring", "allgather"):
+            with pytest.raises(ValueError, match=f"'{strategy}' needs a mesh with an axis 'context'"):
+                attention.attend(q, k, v, ids, ids, strategy=strategy)
+    np.testing.assert_allclose(found, attention.reference(q, k, v, ids, ids), atol=2e-6)
+
+
+def test_rows_and_heads_that_do_not_divide_are_worked_on_by_every_device():
+    """Three rows on four devices, and two key heads on a tensor axis of four."""
+    args = (*tokens(0)[:3], ids_of("causal", np.random.default_rng(0)))
+    q, k, v, ids = (jnp.asarray(x[[0, 1, 0], :96]) for x in args)
+    want = attention.reference(q, k, v, ids, ids)
+    for sizes in ({"data": 2, "fsdp": 2, "context": 2}, {"context": 2, "tensor": 4}):
+        with jax.set_mesh(make_mesh(sizes)):
+            found = jax.jit(functools.partial(attention.attend, strategy="ring"))(q, k, v, ids, ids)
+        np.testing.assert_allclose(found, want, atol=2e-6)
+        assert found.sharding.shard_shape(found.shape) == (3, 48, HEADS, WIDTH)
 
 
 def test_relations_never_hide_a_visible_pair():

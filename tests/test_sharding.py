@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from worldsim.cli.options import load_config
 from worldsim.config import (
     ActionConfig,
     ConditionConfig,
@@ -22,14 +24,17 @@ from worldsim.config import (
     MixConfig,
     OptimConfig,
     PhaseConfig,
+    TokenizerConfig,
     TrainConfig,
     WorldConfig,
 )
 from worldsim.models.world import MAKERS, split_module
 from worldsim.parallel import distributed, mesh, placement, sharding
 from worldsim.train.checks import check_mesh
+from worldsim.train.looks import with_looks
 from worldsim.train.optim import make_optimizer
 
+ROOT = Path(__file__).resolve().parent.parent
 RULES = (
     (r"layers/\d+/up/kernel", ("embed", "mlp")),
     (r"(.*/)?norm/scale", (None,)),
@@ -79,15 +84,23 @@ def test_compute_dtype_is_float32_on_cpu():
 
 
 @pytest.mark.law
-@pytest.mark.parametrize("part", sorted(MAKERS))
-def test_every_parameter_matches_exactly_one_rule(part):
+@pytest.mark.parametrize("quantizer", ["fsq", "vq"])
+@pytest.mark.parametrize("part", [*sorted(MAKERS), "looks"])
+def test_every_parameter_matches_exactly_one_rule(part, quantizer):
+    """Those of looks lie beside the dynamics' while it trains."""
     dynamics = DynamicsConfig(
         around=True,
         outcomes=("rewards", "ends"),
         action=ActionConfig("discrete", 6),
         conditions=(ConditionConfig("class"), ConditionConfig("text", "vector", 3)),
     )
-    _, shapes = split_module(part, WorldConfig(dynamics=dynamics))
+    config = WorldConfig(TokenizerConfig(quantizer=quantizer), dynamics)
+    shapes = split_module("dynamics" if part == "looks" else part, config)[1]
+    if part == "looks":
+        vectors = np.zeros((config.tokenizer.codebook, 4), np.float32)
+        add = lambda params, key: with_looks(params, config, 8, vectors, key)
+        shapes = jax.eval_shape(add, shapes, jax.random.key(0))
+        assert any(path.startswith("looks/") for path in sharding.by_path(shapes))
     for path, leaf in sharding.by_path(shapes).items():
         assert len(sharding.logical_axes(path, leaf.shape)) == leaf.ndim
 
@@ -149,6 +162,21 @@ def test_all_that_a_mesh_can_not_part_is_named_before_a_run_begins():
     assert str(refused.value).count("\n") == 3
     check_mesh(config, wide(), ("tokenizer", "refine", "dynamics"))
     check_mesh(config, wide(data=4, context=2), ("tokenizer",))
+
+
+@pytest.mark.law
+def test_configs_fit_the_meshes_that_the_readme_names_for_them():
+    """A mesh is for the config that was named last before it; -1 is eight devices here."""
+    name, found = "", set()
+    text = (ROOT / "README.md").read_text("utf-8")
+    for config, sizes in re.findall(r"configs/(\w+)\.py|--mesh ([a-z]+=-?\d[\w=,-]*)", text):
+        name = config or name
+        found |= {(name, sizes)} if sizes else set()
+    assert found >= {("pong", "data=-1"), ("sprites", "data=2"), ("recall", "context=8")}
+    for path in (ROOT / "configs").glob("*.py"):
+        config = load_config(path)
+        for place in ["", *(sizes for name, sizes in found if name == path.stem)]:
+            check_mesh(config, mesh.make_mesh(mesh.parse_mesh(place)), ("tokenizer", "refine", "dynamics"))
 
 
 @pytest.mark.law

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from fake_stage import CONFIG, make_stage
 
-from worldsim.config import OptimConfig, TrainConfig
+from worldsim.config import OptimConfig, StageConfig, TrainConfig
 from worldsim.parallel.mesh import make_mesh
 from worldsim.parallel.placement import place_batch
 from worldsim.parallel.sharding import by_path
-from worldsim.train import checkpoints, metrics, optim
+from worldsim.train import checkpoints, loop, metrics, optim, run
 from worldsim.train.loop import NonFiniteError, train_stage
 from worldsim.train.step import init_state, make_step, state_shardings
 
@@ -230,6 +230,75 @@ def test_sigterm_during_a_sample_saves_and_ends(tmp_path, steps, at):
         train(tmp_path, stage)
     assert ended.value.code == 143
     assert (tmp_path / "fake" / "checkpoints" / str(at)).is_dir()
+
+
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    """A whole run of toy stages, the last of them in two phases, without data: a call trains and exports."""
+    toy = lambda name: dataclasses.replace(make_stage(), name=name)
+    stands_in = {
+        "read_info": lambda _: None,
+        "check_data": lambda *_: None,
+        "check_mesh": lambda *_: None,
+        "_tokenizer": lambda *_: toy("tokenizer"),
+        "_refine": lambda *_: toy("refine"),
+        "_dynamics": lambda *_, **__: [dataclasses.replace(toy("dynamics"), until=2), toy("dynamics")],
+        "load_stage": lambda *_: (4, {}),
+        "export_world": lambda *_, **__: (tmp_path / "world").mkdir(),
+    }
+    for name, call in stands_in.items():
+        monkeypatch.setattr(run, name, call)
+    long = StageConfig(4, frames=16)
+    config = TrainConfig(tokenizer=StageConfig(4), refine=StageConfig(4), dynamics=long)
+    return lambda: run.train(config, tmp_path)
+
+
+def test_what_would_have_processes_wait_in_vain_is_compared(toys, monkeypatch):
+    """Another way to attend, or another block of attention, is another program."""
+    found = []
+
+    def compare(parts, **_):
+        found.append(parts)
+        raise StoppedError
+
+    monkeypatch.setattr(run, "check_alike", compare)
+    for block in ("", "jax", "auto"):
+        monkeypatch.setenv("WORLDSIM_BLOCK", block)
+        with pytest.raises(StoppedError):
+            toys()
+    assert [parts["WORLDSIM_BLOCK"] for parts in found] == ["jax", "jax", "auto"]
+    assert all(parts["attention"] == "ring" and parts["stage"] == "all" for parts in found)
+
+
+@pytest.mark.parametrize(
+    ("module", "during", "reached"),
+    [
+        (loop, "any_process", (4, 1, 0)),  # a vote, which this one comes too late for
+        (run, "load_stage", (4, 1, 0)),
+        (run, "_dynamics", (4, 4, 0)),  # where frames are encoded
+        (run, "_stands_at", (4, 4, 4)),  # before the export
+    ],
+)
+def test_sigterm_between_stages_ends_at_the_next_vote(toys, monkeypatch, tmp_path, module, during, reached):
+    call, sent = getattr(module, during), []
+
+    def signalled(*args, **how):
+        found = call(*args, **how)
+        if not sent:
+            sent.append(signal.raise_signal(signal.SIGTERM))
+        return found
+
+    stands = lambda: tuple(stands_at(tmp_path, name) for name in ("tokenizer", "refine", "dynamics"))
+    stands_at, before = run._stands_at, signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(module, during, signalled)
+    with pytest.raises(SystemExit) as ended:
+        toys()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert stands() == reached
+    assert not (tmp_path / "world").exists()
+    assert toys() == tmp_path / "world"
+    assert stands() == (4, 4, 4) and (tmp_path / "world").is_dir()
 
 
 def test_samples_get_the_average_at_their_steps(tmp_path):

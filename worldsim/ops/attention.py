@@ -53,6 +53,10 @@ def attend(
 ) -> Float[Array, "b n h e"]:
     """Attention of queries over keys under the law; rows that see nothing give zero.
 
+    On a mesh, rows are spread over ``data`` and ``fsdp`` and heads over ``tensor``. Where they don't divide,
+    as in small batches of evaluation, each of those devices works on all of them: training refuses that
+    before it begins (:func:`worldsim.train.checks.check_mesh`).
+
     Args:
       q: queries.
       k, v: keys and values; ``g`` divides ``h``, and consecutive query heads share a key head.
@@ -74,7 +78,7 @@ def attend(
     """
     _check(q, k, strategy)
     mesh = jax.sharding.get_abstract_mesh()
-    if strategy != "local" and mesh.empty:
+    if strategy != "local" and (mesh.empty or "context" not in mesh.shape):
         raise ValueError(f"attend: {strategy!r} needs a mesh with an axis 'context'; call jax.set_mesh.")
     if mesh.empty or mesh.size == 1:
         return _padded(_ring(q, k, tile, unit=unit), q, k, v, q_ids, k_ids)[0]
@@ -231,7 +235,7 @@ def _specs(mesh: AbstractMesh, q: Array, k: Array, *, spread: bool) -> tuple[Par
     Raises:
       ValueError: tokens that don't divide over the devices.
     """
-    size = mesh.shape["context"]
+    size = mesh.shape.get("context", 1)
     uneven = [x.shape[1] for x in (q, k) if x.shape[1] % size]
     if spread and uneven:
         raise ValueError(

@@ -27,8 +27,9 @@ BLOCKS = ("jax", "pallas", "auto")
 VARIABLE = "WORLDSIM_BLOCK"
 """Of the environment: the block of a process that does not say otherwise."""
 
-TOLERANCE = {"float32": 4e-6, "bfloat16": 8e-3, "float16": 8e-3}
-"""Of outputs and gradients against float64, as relative root mean square, by type."""
+TOLERANCE = {"float32": 2e-6, "bfloat16": 4e-3, "float16": 4e-3}
+"""Of outputs and gradients against float64, as relative root mean square, by type: the bars that pure JAX is
+held to over many devices."""
 
 _asked: contextvars.ContextVar[str | None] = contextvars.ContextVar("block", default=None)
 

@@ -87,7 +87,7 @@ def check_alike(parts: Mapping[str, Any], *, what: str) -> None:
         names = [name for name, column in zip(parts, differ.T, strict=True) if column.any()]
         raise ValueError(
             f"{what}: {', '.join(names)} of processes {np.flatnonzero(differ.any(1)).tolist()} differ from "
-            "those of process 0; start all processes with the same command, files and data."
+            "those of process 0; start all processes with the same command, environment, files and data."
         )
 
 

@@ -59,7 +59,9 @@ def local_rows(mesh: Mesh, rows: int, *, sequence: bool = False) -> tuple[int, .
     """The rows that this process feeds, ascending: those of which its devices hold a part.
 
     They need not be neighbours: on a torus of TPUs a host's devices are not consecutive in the mesh.
-    Processes that hold parts of the same sequences feed the same rows.
+    Processes that hold parts of the same sequences feed the same rows: where ``context`` lies across hosts,
+    each of them reads and plans whole rows, and :func:`place_batch` keeps its own slice of the sequence,
+    which is dealt out in stripes by then (codes are small, two bytes each).
     """
     where = batch_sharding(mesh, rows, sequence=sequence)
     indices = where.addressable_devices_indices_map((rows, mesh.shape[CONTEXT])).values()

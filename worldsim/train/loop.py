@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from worldsim.train.metrics import MetricsLog
 from worldsim.train.optim import make_optimizer
 from worldsim.train.state import Batch, Params, Stage, TrainState
 from worldsim.train.step import Step, init_state, make_step, state_shardings
+
+_heard: ContextVar[threading.Event | None] = ContextVar("heard", default=None)
 
 
 class NonFiniteError(RuntimeError):
@@ -79,7 +82,8 @@ def train_stage(
     Writes ``WORKDIR/STAGE/{checkpoints,metrics.jsonl,tensorboard,samples}``. A run that was killed at
     any moment goes on from its last checkpoint and repeats, bit for bit, what it would have done; one
     that is complete is only read. SIGTERM saves and ends the process with status 143; of several processes,
-    all of which call this with a workdir that they share, one that gets it ends all.
+    all of which call this with a workdir that they share, one that gets it ends all, also if it came before
+    this began, within a :func:`termination` around it.
 
     Args:
       stage: what to train.
@@ -101,7 +105,7 @@ def train_stage(
     sizes = {"mesh": dict(mesh.shape), "workdir": str(folder)}
     check_alike({**record, **sizes}, what=f"Stage {stage.name!r}")
     check_shared(folder)
-    with _termination() as asked:
+    with termination() as asked:
         manager = open_checkpoints(folder / "checkpoints")
         try:
             with jax.set_mesh(mesh):
@@ -111,8 +115,7 @@ def train_stage(
         finally:
             manager.wait_until_finished()
             manager.close()
-        if bool(any_process(asked.is_set(), mesh)):  # while the last checkpoint was written
-            raise SystemExit(128 + signal.SIGTERM)
+        end_if_asked(asked, mesh)  # while the last checkpoint was written
     return state
 
 
@@ -247,17 +250,35 @@ def _sample(run: _Run, state: TrainState, frozen: Params, *, step: int) -> None:
 
 
 @contextmanager
-def _termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, where this thread may listen to signals."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
+def termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, where this thread may listen to signals.
+
+    Inside another one it is that one's event: what came between two stages is heeded in the next.
+    """
+    outer = _heard.get()
+    if outer is not None:
+        yield outer
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    asked = threading.Event()
+    listens = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set()) if listens else None
+    token = _heard.set(asked)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _heard.reset(token)
+        if listens:
+            signal.signal(signal.SIGTERM, before)
+
+
+def end_if_asked(asked: threading.Event, mesh: Mesh) -> None:
+    """End with status 143 if any process was asked to; all of them call this at the same place.
+
+    Raises:
+      SystemExit: in all of them.
+    """
+    if bool(any_process(asked.is_set(), mesh)):
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _with_shardings(shapes: Any, shardings: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from worldsim.config import TrainConfig
 from worldsim.data.info import DataInfo
 from worldsim.data.source import open_source, read_info
 from worldsim.models.world import fill_params
+from worldsim.ops import blocks
 from worldsim.parallel.agreement import check_alike, meet
 from worldsim.parallel.distributed import is_lead
 from worldsim.parallel.mesh import training_mesh
@@ -27,7 +29,7 @@ from worldsim.train.checkpoints import differences, load_checkpoint
 from worldsim.train.checks import check_data, check_mesh
 from worldsim.train.codes import encode_source
 from worldsim.train.looks import code_vectors, fold_looks
-from worldsim.train.loop import train_stage
+from worldsim.train.loop import end_if_asked, termination, train_stage
 from worldsim.train.metrics import PLAN_FILE
 from worldsim.train.samples import dynamics_samples, refine_samples, tokenizer_samples
 from worldsim.train.stages import dynamics_stage, refine_stage, tokenizer_stage
@@ -46,6 +48,9 @@ def train(
 ) -> Path:
     """Train a world, or go on training it, and export it; all processes of a run call this.
 
+    SIGTERM to any of them, whenever it comes, has all save what they train and end with status 143. Encoding,
+    which can't be saved halfway, is finished first; a run that is exporting its world ends as if not asked.
+
     Args:
       config: of the run.
       workdir: holds checkpoints, logs, samples and, at the end, ``world/``; all processes see it.
@@ -63,37 +68,42 @@ def train(
       ValueError: data that doesn't fit the config, or a config that doesn't fit the mesh.
     """
     workdir, mesh = Path(workdir), training_mesh(mesh)
-    check_alike({"config": to_dict(config), "stage": stage}, what="Training")
-    info = read_info(config.data.path)
-    check_data(config, info)
-    check_mesh(config, mesh, ("tokenizer", "refine", "dynamics") if stage == "all" else (stage,))
-    _write_plan(config, workdir, stage)
-    run = {"seed": config.seed, "config": config, "mesh": mesh}
-    if stage in ("tokenizer", "all"):
-        train_stage(_tokenizer(config, info, mesh), workdir, **run)
-    if stage == "tokenizer":
-        return workdir / "tokenizer"
-    steps, tokenizer = load_stage("tokenizer", config, workdir)
-    if stage in ("refine", "all"):
-        train_stage(_refine(config, tokenizer, mesh), workdir, **run)
-    if stage in ("dynamics", "all"):
-        for part in _dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy):
-            train_stage(part, workdir, **run)
-    whole = _stands_at(workdir, "dynamics") >= config.dynamics.steps
-    if whole and is_lead():
-        parts = {"tokenizer": (steps, tokenizer)}
-        for name in ("dynamics", "refine"):
-            if _stands_at(workdir, name) >= getattr(config, name).steps:
-                parts[name] = load_stage(name, config, workdir)
-        export_world(
-            config,
-            info,
-            workdir,
-            steps={name: part[0] for name, part in parts.items()},
-            params={name: part[1] for name, part in parts.items()},
-        )
-    meet("the world is written")
-    return workdir / "world" if whole else workdir / stage
+    with termination() as asked:
+        asks = {"config": to_dict(config), "stage": stage, "attention": strategy}
+        check_alike({**asks, blocks.VARIABLE: os.environ.get(blocks.VARIABLE) or "jax"}, what="Training")
+        info = read_info(config.data.path)
+        check_data(config, info)
+        check_mesh(config, mesh, ("tokenizer", "refine", "dynamics") if stage == "all" else (stage,))
+        _write_plan(config, workdir, stage)
+        run = {"seed": config.seed, "config": config, "mesh": mesh}
+        if stage in ("tokenizer", "all"):
+            train_stage(_tokenizer(config, info, mesh), workdir, **run)
+        if stage == "tokenizer":
+            return workdir / "tokenizer"
+        steps, tokenizer = load_stage("tokenizer", config, workdir)
+        if stage in ("refine", "all"):
+            train_stage(_refine(config, tokenizer, mesh), workdir, **run)
+        if stage in ("dynamics", "all"):
+            parts = _dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy)
+            end_if_asked(asked, mesh)  # while frames were encoded
+            for part in parts:
+                train_stage(part, workdir, **run)
+        whole = _stands_at(workdir, "dynamics") >= config.dynamics.steps
+        end_if_asked(asked, mesh)  # in the last vote of a stage
+        if whole and is_lead():
+            trained = {"tokenizer": (steps, tokenizer)}
+            for name in ("dynamics", "refine"):
+                if _stands_at(workdir, name) >= getattr(config, name).steps:
+                    trained[name] = load_stage(name, config, workdir)
+            export_world(
+                config,
+                info,
+                workdir,
+                steps={name: part[0] for name, part in trained.items()},
+                params={name: part[1] for name, part in trained.items()},
+            )
+        meet("the world is written")
+        return workdir / "world" if whole else workdir / stage
 
 
 def _write_plan(config: TrainConfig, workdir: Path, stage: StageName) -> None:
