@@ -139,26 +139,24 @@ def drift_panels(told: dict[str, Any]) -> list[Panel]:
     ends = [int(name.split("-")[-1]) for name in told["stretches"]]
     rows = list(told["stretches"].values())
 
-    def line(label: str, key: str, color: str = WORLD, style: str = "-") -> Line:
+    def line(label: str, key: str, color: str = WORLD) -> Line:
         values = [np.nan if row.get(key) is None else row[key] for row in rows]
-        return Line(label, values, color=color, style=style, at=ends)
+        return Line(label, values, color=color, at=ends)
 
-    def level(label: str, key: str, style: str) -> Line:
-        value = told[key].get("frechet")
-        return Line(
-            label, np.full(len(ends), np.nan if value is None else value), None, None, OTHER, style, ends
-        )
+    def above(row: dict[str, Any]) -> float:
+        """Fréchet distance less that of as much real play; of few pieces both are large."""
+        return row["frechet"] - row["floor"] if row.get("frechet") is not None else np.nan
 
+    level = lambda key: np.full(len(ends), above(told[key]))
     look = [
-        line("world", "frechet"),
-        line("real play", "floor", CEILING, ":"),
-        level("last frame held", "copy", "-"),
-        level("known frames repeated", "repeat", "--"),
+        Line("world", [above(row) for row in rows], at=ends),
+        Line("last frame held", level("copy"), color=OTHER, at=ends),
+        Line("known frames repeated", level("repeat"), color=OTHER, style="--", at=ends),
     ]
     found = [key for key in rows[-1] if key not in ("frechet", "floor", "motion", "sharpness", "redrawn")]
     colors = (WORLD, SECOND, CEILING, OTHER)
     panels = [
-        Panel("how it looks", "Fréchet distance", look, floor=True),
+        Panel("how it looks", "Fréchet above real play's", look),
         Panel(
             "how it moves",
             "of real play's",
