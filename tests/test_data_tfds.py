@@ -277,7 +277,7 @@ def test_what_is_held_out_of_a_registered_set_is_the_other_part_of_its_split(hom
     path, split, other = config.data.path, config.data.split, config.data.eval_split
     held = load_held_out(path, config.world, clips=3, horizon=3, split=other, trained=split)
     np.testing.assert_array_equal(held.frames, [pixels(i, channels=1) for i in (3, 4, 5)])
-    np.testing.assert_array_equal(held.train, [pixels(i, channels=1) for i in (0, 1, 2)])
+    np.testing.assert_array_equal(list(held.train), [pixels(i, channels=1) for i in (0, 1, 2)])
     assert held.actions is None and (held.known, held.horizon) == (3, 3)
 
 
