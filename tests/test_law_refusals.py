@@ -37,7 +37,10 @@ REFUSALS = {
         lambda w: w.extend(Clip(np.zeros((4, 24, 20, 3), np.uint8)), 2),
         ["extend", "24x20", "16x16", "--resize"],
     ),
-    "grey": (lambda w: w.extend(Clip(np.zeros((4, 16, 16, 1), np.uint8)), 2), ["1 channels", "takes 3", "with_channels"]),
+    "grey": (
+        lambda w: w.extend(Clip(np.zeros((4, 16, 16, 1), np.uint8)), 2),
+        ["1 channels", "takes 3", "with_channels"],
+    ),
     "no frames": (lambda w: w.extend(tiny.make_clip(4)[:0], 2), ["it has 0 frames", "at least 1"]),
     "padding": (lambda w: w.extend(odd_clip(mask=np.arange(4) < 3), 2), ["1 of its 4 frames are padding"]),
     "codes of another grid": (
