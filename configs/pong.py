@@ -75,5 +75,5 @@ def get_config() -> TrainConfig:
         tokenizer_loss=TokenizerLossConfig(crop=32, commitment=0.1),
         mix=MixConfig(chunks=16, queries=11, forward=0.45, backward=0.20),
         looks=96,
-        curriculum=(PhaseConfig(share=0.75, chunks=6, queries=4, frames=40, batch=8, rope_base=1000.0),),
+        curriculum=(PhaseConfig(share=0.75, chunks=6, queries=4, frames=40, rope_base=1000.0),),
     )

@@ -72,5 +72,5 @@ def get_config() -> TrainConfig:
             chunks=12, queries=6, forward=0.45, backward=0.2, null_actions=0.2, clean=0.8, gaps=0.2
         ),
         looks=96,
-        curriculum=(PhaseConfig(share=0.81, chunks=6, queries=4, frames=24, batch=8, rope_base=1000.0),),
+        curriculum=(PhaseConfig(share=0.81, chunks=6, queries=4, frames=24, rope_base=1000.0),),
     )

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import worldsim
+from worldsim.data.builders import RecordConfig
 from worldsim.data.make import make_sprites
 from worldsim.data.sprites import SpriteConfig
 from worldsim.evaluate.bands import around
 from worldsim.evaluate.drift import drift, play_far
+from worldsim.evaluate.features import PIECE
 from worldsim.evaluate.held_out import KNOWN, HeldOut, load_held_out
 from worldsim.evaluate.play import Answer
 from worldsim.evaluate.sprite_laws import over_horizon
@@ -92,9 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--workdir", type=Path, default=Path("out/drift"))
     args = parser.parse_args(argv)
+    if args.frames < PIECE * 4:
+        parser.error(f"--frames {args.frames}: quarters are judged, so give at least {PIECE * 4}.")
     data = args.workdir / f"{args.frames}x{args.clips}"
-    if not data.exists():  # a folder, which has episodes of any length
-        sizes = {"episodes": 16, "test_episodes": 2 * args.clips, "length": KNOWN + args.frames}
+    if not data.exists():  # of whole records, since what is left over at the end may be dropped
+        size = RecordConfig().size
+        length = -(-(KNOWN + args.frames) // size) * size
+        sizes = {"episodes": 16, "test_episodes": 2 * args.clips, "length": length}
         make_sprites(data, config=SpriteConfig(), seed=77, **sizes)
     rows: dict[str, dict[str, float]] = {}
     for name in args.worlds:

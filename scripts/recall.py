@@ -91,10 +91,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("world", help="folder of a world trained by configs/recall.py")
     parser.add_argument("--data", default="data/recall")
-    parser.add_argument("--split", default="test")
     args = parser.parse_args()
     world = worldsim.load(args.world)
-    distances, right = answers(world, args.data, split=args.split)
+    distances, right = answers(world, args.data)
     print(table(distances, right, trained=world.config.dynamics.context))
 
 

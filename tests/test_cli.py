@@ -1,6 +1,7 @@
 """The command line: what it refuses, and that nothing is lost or made in vain."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,7 @@ def test_whole_number_masks_are_masks(folder):
     [
         ("left,jump", "no action 'jump'; the world has noop, left, right"),
         ("99999999999999", "no action '99999999999999'"),
+        ("--5", "no action '--5'"),
         ("missing.npy", "--actions missing.npy: can't be read"),
     ],
 )
@@ -137,6 +139,10 @@ def test_train_takes_the_config_it_was_given_and_no_other(tmp_path, capsys):
     assert "No config nothing;" in refused(capsys, "train", "nothing", "--workdir", tmp_path / "w")
     assert "No config" in refused(capsys, "train", ROOT / "README.md", "--workdir", tmp_path / "w")
     config = ROOT / "configs/pong.py"
+    here = os.path.relpath(config)
+    for spelt in (f"./{here}", here.replace("/", "//")):
+        told = refused(capsys, "train", spelt, "--workdir", tmp_path / "w", "--data.path", tmp_path / "none")
+        assert str(tmp_path / "none") in told
     told = refused(capsys, "train", "--workdir", tmp_path / "w.py", config, "--data.path", tmp_path / "none")
     assert str(tmp_path / "none") in told
     assert not (tmp_path / "w").exists()

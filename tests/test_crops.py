@@ -64,11 +64,11 @@ def test_whole_frames_stay_whole_and_the_median_follows_the_square():
 
 
 def test_what_is_rarer_draws_more():
-    median = np.zeros((16, 16, 3))
-    frames = np.zeros((100, 16, 16, 3))
-    frames[:50, 2] = 1.0
-    frames[0, 9] = 1.0
-    weights = rarity_map(frames, median)
+    median = np.zeros((16, 16, 3), np.uint8)
+    frames = np.zeros((100, 16, 16, 3), np.uint8)
+    frames[:50, 2] = 255
+    frames[0, 9] = 255
+    weights = rarity_map(iter([frames[:30], frames[30:]]), median)
     np.testing.assert_allclose(weights[[2, 9, 0], 0], [1 / 0.51, 1 / 0.02, 100.0])
     np.testing.assert_array_equal(unusual(np.full((1, 1, 3), 0.125), np.zeros((1, 1, 3))), [[0.5]])
 

@@ -1,16 +1,19 @@
 """Importing recordings: real files of every kind, their times, actions, splits, and a dataset that grows."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import movies
 import numpy as np
 import pytest
 
 from worldsim import cli
 from worldsim.data import importing, read_episodes, read_info
-from worldsim.data.builders import RecordConfig, Tally
+from worldsim.data.builders import RecordConfig, Tally, dataset_name
 from worldsim.data.decode import Look, Recording, UnusableError, at_rate, whole_step
 from worldsim.data.importing import ImportConfig, import_recordings
 from worldsim.data.video import read_video
@@ -459,3 +462,21 @@ def test_from_a_folder_of_recordings_to_a_continued_one(tmp_path, monkeypatch):
         ]
     )
     assert len(read_video("after.mp4")) == 52
+
+
+def test_what_an_edit_list_hides_is_not_missing(tmp_path):
+    """A trim without encoding anew keeps all frames from the key frame before it, most of them hidden."""
+    frames = movies.ramp(30)
+    whole = movies.record(tmp_path / "whole.mp4", frames)
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    cut = tmp_path / "cut.mp4"
+    command = [ffmpeg, "-v", "error", "-ss", "0.8", "-i", str(whole), "-c", "copy", str(cut)]
+    subprocess.run(command, check=True)
+    with av.open(str(cut)) as container:
+        assert container.streams.video[0].frames > 20, "the hidden frames are in the file"
+    assert movies.numbers(np.stack(decoded(cut, Look(48, 80)))) == list(range(20, 30))
+
+
+@pytest.mark.parametrize("name", ["Übung", "数据", "3 blind mice", "vidéos"])
+def test_any_folder_name_gives_a_name_that_tfds_takes(name):
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", dataset_name(name))

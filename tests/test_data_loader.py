@@ -372,3 +372,30 @@ def test_pieces_and_statistics():
     np.testing.assert_array_equal(exact.median(), np.median(frames, 0).astype(np.uint8))
     np.testing.assert_array_equal(bounded.median(), np.median(frames[::4], 0).astype(np.uint8))
     np.testing.assert_allclose(exact.mean_std()[1], frames.reshape(-1, 3).std(0))
+
+
+def test_all_arrays_are_exported_unless_some_are_named(dataset, tmp_path):
+    whole, part = export_arrays(dataset, tmp_path / "a.npz"), tmp_path / "b.npz"
+    assert "state" in open_source(whole, "test", keys=None)[0] and "state" in read_info(whole).keys
+    export_arrays(dataset, part, keys=("frames", "actions"))
+    assert read_info(part).keys == ("frames", "actions")
+    assert open_source(part, "test", keys=read_info(part).keys)[0].keys() == {"frames", "actions"}
+
+
+def test_what_others_wrote_has_a_record_an_episode(dataset, monkeypatch):
+    """Nothing in such records says where in an episode they lie."""
+    source = open_source(dataset, "test")
+    monkeypatch.setattr("worldsim.data.source.PLACE", ("nowhere",))
+    assert len(list(read_episodes(dataset, "test", keys=("frames",)))) == len(source)
+
+
+def test_statistics_hold_the_frames_that_they_keep_and_no_more():
+    statistics = Statistics(limit=8)
+    for _ in range(20):
+        statistics.add(np.zeros((16, 8, 8, 3), np.uint8))
+    assert all(frame.base is None for frame in statistics._kept)
+
+
+def test_frames_of_four_channels_are_refused():
+    with pytest.raises(ValueError, match=r"4 channels, not 1 \(grey\) or 3"):
+        ArraySource({"frames": np.zeros((1, 2, 8, 8, 4), np.uint8)}, keys=None)

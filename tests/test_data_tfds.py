@@ -24,7 +24,7 @@ from worldsim.config import (
 from worldsim.data import open_source, read_episodes, read_info
 from worldsim.data.decode import Look
 from worldsim.data.examples import RecordFiles, decode_image, masked_crc, record_offsets
-from worldsim.data.rlds import import_rlds, is_rlds
+from worldsim.data.rlds import divide, import_rlds, is_rlds
 from worldsim.data.stores import load_tfds
 from worldsim.evaluate.held_out import load_held_out
 from worldsim.evaluate.run import Settings, evaluate
@@ -443,3 +443,10 @@ def test_options_of_recordings_and_a_wrong_share_are_refused_for_rlds(tmp_path, 
         with pytest.raises(ValueError, match=r"test_share .* must lie in \[0, 1\)"):
             import_rlds(tmp_path / "toy", tmp_path / "out", test_share=share)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.4, 0.7, 0.9])
+def test_the_share_that_is_held_out_is_the_one_that_was_asked_for(share):
+    held = divide({"train": [None] * 100}, share)
+    assert len(held["test"]) == pytest.approx(max(1, 100 * share), abs=1)
+    assert sorted(held["train"] + held["test"]) == [("train", i) for i in range(100)]

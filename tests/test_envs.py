@@ -175,6 +175,9 @@ def test_what_is_no_environment_is_refused(pair_world, world, env, make_many):
         WorldEnv(world)
     with pytest.raises(ValueError, match="0 clips"):
         WorldEnv(world, clips=[])
+    for options in ({"known": 0}, {"known": -1}, {"render": "codes"}):
+        with pytest.raises(ValueError, match="know 1 frame or more, and draw frames"):
+            WorldEnv(world, clips=CLIPS, **options)
     with pytest.raises(ValueError, match="render_mode 'human'"):
         WorldEnv(world, clips=CLIPS, render_mode="human")
     with pytest.raises(ValueError, match="clip 7; there are 3"):

@@ -151,6 +151,18 @@ def test_the_verb_takes_chunks_of_several_frames_and_no_actions(tmp_path, capsys
     said = capsys.readouterr()
     assert said.out == f"{out / 'report.html'}\n" and "forward, PSNR in dB" in said.err
     told = json.loads((out / "report.json").read_text(), parse_constant=pytest.fail)
-    assert told["horizon"] == 8 and told["known"] == 16 and told["actions"] is None
+    assert told["horizon"] == 12 and told["known"] == 16 and told["actions"] is None
     assert not told["actions_given"] and told["game"] is None and told["state"] is None
     assert told["nats"]["forward"]["past"] == [4, 16]
+
+
+def test_windows_of_whole_chunks_are_no_shorter_than_asked(tmp_path, pair_world):
+    held = load_held_out(write(tmp_path / "d.npz", length=60), pair_world.config, clips=4, horizon=5)
+    assert held.horizon == 6 and not any("horizon" in note for note in held.notes)
+
+
+def test_a_split_that_is_not_read_to_its_end_is_told_of(tmp_path, world, monkeypatch):
+    data = write(tmp_path / "d.npz", length=60, episodes=6)
+    monkeypatch.setattr("worldsim.evaluate.held_out.FRAMES", 1)
+    held = load_held_out(data, world.config, clips=2, horizon=4)
+    assert "windows are cut from the first 4 episodes of the split 'test'" in held.notes

@@ -230,3 +230,9 @@ def test_the_exported_world_is_that_of_the_last_phase(tmp_path, monkeypatch):
     assert world.config.dynamics.rope_base == 10_000.0
     assert world.config.dynamics.context == 4 * (base.world.dynamics.context + 1) - 1
     assert len(world.provenance["train"]["curriculum"]) == 1
+
+
+def test_a_phase_without_a_batch_has_the_stages():
+    phase = dataclasses.replace(FIRST, batch=None)
+    assert [part.dynamics.batch for _, part in config(curriculum=(phase,)).phases] == [2, 2]
+    assert [part.dynamics.batch for _, part in config().phases] == [4, 2]

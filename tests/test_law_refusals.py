@@ -12,8 +12,16 @@ import pytest
 import tiny
 
 import worldsim
-from worldsim.config import ActionConfig, ConditionConfig, DynamicsConfig, TokenizerConfig
+from worldsim.config import (
+    ActionConfig,
+    ConditionConfig,
+    DynamicsConfig,
+    PhaseConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from worldsim.generate import requests
+from worldsim.generate.check import action_problems
 from worldsim.types import Clip
 
 pytestmark = pytest.mark.law
@@ -117,6 +125,7 @@ def test_an_unknown_direction_is_refused(world):
         unchecked(requests.extend_request)(tiny.make_clip(4), 2, world.config, direction="sideways")
 
 
+PHASE = PhaseConfig(share=0.5, chunks=4, queries=1, frames=6, rope_base=100.0)
 IMPOSSIBLE = {
     "no width": (lambda: DynamicsConfig(width=0), "width 0 must lie in [1, inf)"),
     "less than no width": (lambda: DynamicsConfig(width=-192), "width -192 must"),
@@ -125,6 +134,12 @@ IMPOSSIBLE = {
     "widths": (lambda: TokenizerConfig(widths=(0, -5)), "widths (0, -5); give at least one, each at least 1"),
     "blocks": (lambda: TokenizerConfig(blocks=-1), "blocks -1 must lie in [0, inf)"),
     "channels": (lambda: TokenizerConfig(channels=2), "channels 2; take 1 (grey) or 3 (RGB)"),
+    "a name with a gap": (lambda: ConditionConfig("frame rate"), "take letters, digits and _"),
+    "a phase of no step": (
+        lambda: TrainConfig(curriculum=(dataclasses.replace(PHASE, share=0.9999),)),
+        "the phases end at steps",
+    ),
+    "a seed below 0": (lambda: TrainConfig(seed=-1), "seed -1 must lie in [0, inf)"),
     "actions": (lambda: ActionConfig("discrete", -3), "size -3 must lie in [0, inf)"),
 }
 
@@ -165,3 +180,18 @@ def test_a_world_without_actions_takes_none():
     assert still.extend(clip, 2).clip.actions is None  # those of the clip are left aside
     with pytest.raises(ValueError, match="takes no actions"):
         still.extend(clip, 2, actions=some_actions(2))
+
+
+def test_a_single_action_for_many_frames_is_refused():
+    (told,) = unchecked(action_problems)(np.asarray(1), tiny.ACTIONS, 2)
+    assert told == "actions are the single value 1; give one for each of 2 frames"
+
+
+def test_lists_in_a_config_are_tuples():
+    """A config is hashed and compared; in a file of one, brackets are easily taken for parentheses."""
+    lists = {"widths": [8, 16], "levels": [3, 3]}
+    config = copy.copy(TokenizerConfig())
+    for name, value in lists.items():
+        object.__setattr__(config, name, value)
+    config.__post_init__()
+    assert config == TokenizerConfig(widths=(8, 16), levels=(3, 3)) and hash(config)

@@ -170,8 +170,35 @@ def test_a_file_of_something_else_is_no_state(world, tmp_path):
     other.save(tmp_path / "state", other.reset(tiny.make_clip(3)))
     with pytest.raises(ValueError, match="of another world stood"):
         sim.load(tmp_path / "state")
+    weights = [dataclasses.replace(world, provenance={"weights_sha256": name}) for name in "ab"]
+    first, second = (worldsim.Simulator(one, steps=1) for one in weights)
+    first.save(tmp_path / "new" / "state", first.reset(tiny.make_clip(3)))
+    first.load(tmp_path / "new" / "state")
+    with pytest.raises(ValueError, match="of another world stood"):
+        second.load(tmp_path / "new" / "state")
     standing = world.rollout(tiny.make_clip(3), 4, steps=1)
     next(standing)
     save_standing(tmp_path / "state", standing.standing())
     with pytest.raises(ValueError, match="it has no .*latents"):
         sim.load(tmp_path / "state")
+
+
+def test_what_was_stepped_in_codes_is_drawn_as_if_it_had_been_drawn_all_along(world):
+    drawn, coded = (worldsim.Simulator(world, steps=1, render=how) for how in ("decode", "codes"))
+    states = [one.reset(tiny.make_clip(3), jax.random.key(1)) for one in (drawn, coded)]
+    for _ in range(3):
+        states = [one.step(s, np.array([1]))[0] for one, s in zip((drawn, coded), states, strict=True)]
+    frames = [drawn.step(state, np.array([2]))[1] for state in states]
+    np.testing.assert_array_equal(*frames)
+
+
+def test_keys_of_another_kind_are_taken(world):
+    """Their draws are others; at temperature 0 there are none."""
+    keys = [jax.random.key(0), jax.random.key(0, impl="rbg")]
+    for temperature in (0.0, 1.0):
+        how = {"steps": 1, "temperature": temperature}
+        made = [world.extend(tiny.make_clip(3), 2, key=key, **how).clip.frames for key in keys]
+        assert np.array_equal(*made) == (temperature == 0)
+        sim = worldsim.Simulator(world, **how)
+        frames = [sim.step(sim.reset(tiny.make_clip(3), key))[1] for key in keys]
+        assert np.array_equal(*frames) == (temperature == 0)

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import tiny
 
+from worldsim.config import TokenizerConfig
+from worldsim.data.video import write_video
 from worldsim.play import keys, messages, session, uploads
 from worldsim.play.serving import listen
 from worldsim.play.session import Dials, Session
@@ -134,7 +136,7 @@ def test_going_on_from_the_past_leaves_a_branch(stay):
     for action in (1, 1, 2):
         twin.step(action)
     np.testing.assert_array_equal(onward.frame, twin.step(0)[0].frame)
-    with pytest.raises(ValueError, match=r"no branch 9; there are \[1\]"):
+    with pytest.raises(ValueError, match=r"no branch 9; there are \[1, 2\]"):
         stay.go(9)
 
 
@@ -494,3 +496,50 @@ def test_a_world_of_ones_own_begins_with_held_out_data(world, monkeypatch):
     monkeypatch.setattr(played, "held_out_clip", lambda _: (clip, "data, test record 0"))
     verb("own", port=0)
     assert begun == [(world, [clip], "own")]
+
+
+def test_returning_to_a_branch_leaves_the_timeline_as_another(stay):
+    stay.step(1)
+    stay.branch()
+    for _ in range(3):
+        stay.step(2)
+    end = stay.present
+    stay.go(1)
+    assert stay.span == (0, 6, 6) and stay.branches[2].last is end
+    stay.go(2)
+    assert stay.present is end and sorted(stay.branches) == [1, 2]
+
+
+def test_a_clip_that_is_refused_leaves_all_as_it_was(stay):
+    stay.step(1)
+    stay.branch()
+    with pytest.raises(ValueError, match="channels"):
+        stay.start(Clip(np.zeros((3, 16, 16, 1), np.uint8)))
+    assert sorted(stay.branches) == [1] and stay.span == (0, 6, 6)
+
+
+def test_what_is_made_anew_is_gone_on_from_as_it_is_shown(stay, monkeypatch):
+    monkeypatch.setattr(session, "_room", lambda *_, **__: (8, 24))
+    stay.start(tiny.make_clip(6))
+    for _ in range(8):
+        stay.step(1)
+    first = stay.span[0]
+    while stay.span[1] > first - 1:
+        stay.back()
+    assert not [at for at in stay._states if at <= stay.span[1]]
+
+
+def test_chunks_of_two_frames_go_back_beyond_a_branch_of_one(pair_world):
+    stay = Session(pair_world, tiny.make_clip(4), Dials(steps=1))
+    for _ in range(3):
+        stay.back()
+    stay.branch()
+    stay.go(1)
+    stay.back()
+    assert stay.span[1] == -1
+
+
+def test_an_upload_comes_in_the_channels_of_the_world(tmp_path):
+    write_video(tmp_path / "one.png", np.full((1, 16, 16, 3), 90, np.uint8))
+    clip = read_upload((tmp_path / "one.png").read_bytes(), ".png", TokenizerConfig(16, 16, 1))
+    assert clip.frames.shape == (1, 16, 16, 1) and abs(int(clip.frames[0, 0, 0, 0]) - 90) < 2

@@ -178,7 +178,10 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert "seed: 3 in the checkpoint, 4 now" in str(error.value)
     assert "steps" not in str(error.value)
     stage = dataclasses.replace(make_stage(), frozen={"target": np.zeros((8,), np.float32)})
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError, match=r"the data, has changed since; delete .*/fake to train"):
+        train(tmp_path, stage)
+    stage = dataclasses.replace(make_stage(), tokenizer="another")
+    with pytest.raises(ValueError, match="the tokenizer, or the data, has changed since"):
         train(tmp_path, stage)
 
 
@@ -243,7 +246,7 @@ def toys(monkeypatch, tmp_path):
         "_tokenizer": lambda *_: toy("tokenizer"),
         "_refine": lambda *_: toy("refine"),
         "_dynamics": lambda *_, **__: [dataclasses.replace(toy("dynamics"), until=2), toy("dynamics")],
-        "load_stage": lambda *_: (4, {}),
+        "load_stage": lambda *_, **__: (4, {}),
         "export_world": lambda *_, **__: (tmp_path / "world").mkdir(),
     }
     for name, call in stands_in.items():

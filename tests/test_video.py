@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import movies
 import numpy as np
 import pytest
 import tiny
@@ -232,3 +233,31 @@ def test_colours_become_grey_and_grey_becomes_rgb(tmp_path):
         clip = read_input(str(video.write_video(tmp_path / name, rgb, scale=1)), world, resize="pad")
         assert clip.frames.shape[1:] == (16, 16, 1)
     assert len(world.extend(clip, 2).clip) == len(clip) + 2
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, -90])
+def test_a_movie_of_a_phone_is_read_upright(tmp_path, turn):
+    frames = movies.ramp(4, step=0)
+    frames[:, :24, :40] = 250  # the upper left quarter, as the sensor sees it
+    clip = video.read_video(movies.record(tmp_path / "one.mp4", frames, turn=turn))
+    turned = np.rot90(frames, turn // 90 % 4, axes=(1, 2))
+    assert clip.frames.shape == turned.shape and apart(clip.frames, turned) < 5
+
+
+def test_a_picture_of_a_phone_is_read_upright_and_a_deep_one_keeps_its_greys(tmp_path):
+    from PIL import Image
+
+    image, exif = Image.fromarray(moving_square(1)[0][:, :48]), Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right
+    image.save(tmp_path / "one.png", exif=exif)
+    assert np.array_equal(
+        video.read_video(tmp_path / "one.png").frames[0], np.rot90(moving_square(1)[0][:, :48], -1)
+    )
+    ramp = np.arange(64, dtype=np.uint16)[None].repeat(16, 0) << 10
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    assert np.array_equal(video.read_video(tmp_path / "deep.png").frames[0, :, :, 0], ramp >> 8)
+
+
+def test_a_suffix_in_capitals_is_kept(tmp_path):
+    path = video.write_video(tmp_path / "CLIP.NPZ", moving_square(2))
+    assert [one.name for one in tmp_path.iterdir()] == ["CLIP.NPZ"] and len(video.read_video(path)) == 2

@@ -44,6 +44,13 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{name: build(hints[name], value) for name, value in values.items()})
 
 
+def freeze(config: Any) -> None:
+    """Lists that a config was given become tuples, so that it can be hashed and compared."""
+    for field in dataclasses.fields(config):
+        if isinstance(value := getattr(config, field.name), list):
+            object.__setattr__(config, field.name, tuple(value))
+
+
 def check_ranges(config: Any, **intervals: tuple[str, ...]) -> None:
     """Refuse numbers outside their interval; called as ``check_ranges(self, **{"[0, 1)": ("ema", "b1")})``.
 

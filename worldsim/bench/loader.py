@@ -75,7 +75,7 @@ def measure(sizes: Sizes) -> tuple[list[Row], dict[str, Any]]:
         tell("loader", 1, 2)
         cases: dict[str, Callable[[], Any]] = {}
         for name, path, threads in (("records", on_disk, 2), ("arrays", whole, 0)):
-            source = open_source(path, "train")
+            source = open_source(path, "train", cache=0)
             loader = Loader(source, frames=sizes.frames, batch=sizes.batch, seed=0, threads=threads)
             cases[name] = partial(read, loader, sizes.steps)
         batch = np.full((clips, sizes.frames, sizes.side, sizes.side, 3), 1, np.uint8)

@@ -73,7 +73,7 @@ def workload(batch: int | None = None) -> list[Stage]:
     }
     for name, rows in outcomes.items():
         coded[name] = np.stack([chunk_rows(name, one.reshape(-1, scale)) for one in rows])
-    vectors = code_vectors(world, params["tokenizer"])
+    vectors = code_vectors(world, params["tokenizer"]) if config.looks else None
     return [
         tokenizer_stage(config, shown, statistics["median"]),
         dynamics_stage(config, ArraySource(coded, keys=None), vectors=vectors),

@@ -106,8 +106,12 @@ def inspect(
 
     if out is not None and out.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out {out}: the page is an .html.")
-    waits = watch is not None and not Path(what).exists()
-    kind = "run" if waits else kind_of(what)
+    try:
+        kind = kind_of(what)
+    except FileNotFoundError:
+        if watch is None or Path(what).exists():
+            raise
+        kind = "run"  # one that is yet to begin
     _check(kind, what, asking, attending, report=report, watch=watch)
     if watch is not None:
         return _watch(what, watch, out, json)

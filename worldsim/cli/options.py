@@ -49,7 +49,7 @@ class Sampling:
       guidance: how far to go away from what the nearest two chunks alone would say; takes twice the passes.
       doubt: nats of doubt up to which a pass draws codes together, so that fewer passes do; 0 takes all.
       leads: first passes that draw the one least certain code each, fewer than --steps; with 2, what is
-        rare in the bundled sprites comes about as often as in truth.
+        rare in a world, such as a sprite's turn, comes more often.
       seed: of all randomness.
     """
 
@@ -217,7 +217,7 @@ def read_actions(text: str | None, world: Any) -> Any:
             raise ValueError(f"--actions {text}: can't be read as one plain array ({error}).") from error
     names, rows = world.config.dynamics.action.names, []
     for word in (part.strip() for part in text.split(",")):
-        if word.lstrip("-").isdigit() and abs(int(word)) < 2**31:
+        if re.fullmatch(r"-?[0-9]+", word) and abs(int(word)) < 2**31:
             rows.append(int(word))
         elif word in names:
             rows.append(names.index(word))

@@ -154,7 +154,7 @@ def _actions(text: str | None, world: Any, seed: int) -> Any:
     action = world.config.dynamics.action
     if action.kind != "discrete":
         raise ValueError(f"--actions random: the world takes {action.kind} actions; give an .npy file.")
-    return lambda frame: np.random.default_rng((seed, frame)).integers(action.size)
+    return lambda frame: np.random.default_rng((seed % 2**32, frame)).integers(action.size)
 
 
 def _print_of(actions: str | None) -> str | None:

@@ -38,7 +38,7 @@ def train_verb(args: Sequence[str] = ()) -> Callable[..., None]:
         from worldsim.parallel.mesh import make_mesh, parse_mesh
         from worldsim.train.run import train as run
 
-        if words[:1] != [str(config)]:
+        if not words or Path(words[0]) != config:
             raise ValueError(f"{config}: give the config right after the word train.")
         lead = several.join()
         place = make_mesh(parse_mesh(mesh)) if mesh else None

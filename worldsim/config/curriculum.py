@@ -23,7 +23,8 @@ def lengthen(config: TrainConfig, *, phases: int = len(LWM)) -> TrainConfig:
       phases: how many of the five.
 
     Raises:
-      ValueError: a number of phases that LWM does not have, or fewer steps than phases.
+      ValueError: a number of phases that LWM does not have, or too few steps for them; or a ``reach``, which
+        a longer context outgrows.
     """
     if not 1 <= phases <= len(LWM) or config.dynamics.steps < phases:
         raise ValueError(

@@ -7,7 +7,7 @@ import itertools
 from typing import Literal, get_args
 
 from worldsim.config.world import WorldConfig
-from worldsim.plain import added, check_ranges
+from worldsim.plain import added, check_ranges, freeze
 
 NATURAL, SHARE = "[1, inf)", "[0, 1]"
 
@@ -192,7 +192,7 @@ class PhaseConfig:
     Attributes:
       share: of the optimizer steps.
       chunks, queries: as in :class:`MixConfig`.
-      frames, batch: as in :class:`StageConfig`.
+      frames, batch: as in :class:`StageConfig`; without a batch, it is the stage's.
       rope_base: as in :class:`worldsim.config.DynamicsConfig`.
     """
 
@@ -200,11 +200,12 @@ class PhaseConfig:
     chunks: int
     queries: int
     frames: int
-    batch: int
     rope_base: float
+    batch: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self, **{NATURAL: ("chunks", "queries", "frames", "batch"), "(0, 1]": ("share",)})
+        sizes = ("chunks", "queries", "frames") + (() if self.batch is None else ("batch",))
+        check_ranges(self, **{NATURAL: sizes, "(0, 1]": ("share",)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,10 +253,14 @@ class TrainConfig:
     @property
     def phases(self) -> tuple[tuple[int, TrainConfig], ...]:
         """The step at which each phase of the dynamics' training ends, and the config that it trains by."""
-        ends = itertools.accumulate(phase.share for phase in self.curriculum)
-        ends = [round(end * self.dynamics.steps) for end in ends]
-        parts = [(end, self.during(phase)) for end, phase in zip(ends, self.curriculum, strict=True)]
+        parts = [(end, self.during(phase)) for end, phase in zip(self._ends, self.curriculum, strict=True)]
         return (*parts, (self.dynamics.steps, self))
+
+    @property
+    def _ends(self) -> list[int]:
+        """The steps at which the phases of the curriculum end."""
+        ends = itertools.accumulate(phase.share for phase in self.curriculum)
+        return [round(end * self.dynamics.steps) for end in ends]
 
     def during(self, phase: PhaseConfig, *, context: int | None = None) -> TrainConfig:
         """The config of a phase: of all steps, with its sequences; the context is theirs if none is given.
@@ -272,17 +277,23 @@ class TrainConfig:
             curriculum=(),
             world=dataclasses.replace(self.world, dynamics=dynamics),
             mix=dataclasses.replace(self.mix, chunks=phase.chunks, queries=phase.queries),
-            dynamics=dataclasses.replace(self.dynamics, frames=phase.frames, batch=phase.batch),
+            dynamics=dataclasses.replace(
+                self.dynamics, frames=phase.frames, batch=phase.batch or self.dynamics.batch
+            ),
         )
 
     def __post_init__(self) -> None:
-        check_ranges(self, **{"[0, inf)": ("looks",)})
+        freeze(self)
+        check_ranges(self, **{"[0, inf)": ("looks", "seed")})
         before = sum(phase.share for phase in self.curriculum)
         if before >= 1:
             raise ValueError(
                 f"TrainConfig: the phases of the curriculum take {before:.4f} of the steps; leave some "
                 "for the last phase, which is the config's own."
             )
+        ends = [*self._ends, self.dynamics.steps]
+        if any(end <= begin for begin, end in itertools.pairwise((0, *ends))):
+            raise ValueError(f"TrainConfig: the phases end at steps {ends}; give each a step or more.")
         for number, phase in enumerate(self.curriculum):
             try:
                 self.during(phase)

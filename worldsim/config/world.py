@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any, Literal, get_args
 
-from worldsim.plain import added, check_ranges
+from worldsim.plain import added, check_ranges, freeze
 
 ActionKind = Literal["none", "discrete", "continuous"]
 """What an action is: nothing, one of several, or a vector."""
@@ -30,6 +31,7 @@ class ActionConfig:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        freeze(self)
         _check_kind(self, ActionKind)
         check_ranges(self, **{"[0, inf)": ("size",)})
         if (self.kind == "none") != (self.size == 0):
@@ -52,6 +54,10 @@ class ConditionConfig:
     size: int = 2
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.name, re.ASCII):
+            raise ValueError(
+                f"ConditionConfig: name {self.name!r}; take letters, digits and _, such as 'frame_rate'."
+            )
         _check_kind(self, ConditionKind)
         check_ranges(self, **{"[1, inf)": ("size",)})
 
@@ -100,6 +106,7 @@ class TokenizerConfig:
     codes: int = 1024
 
     def __post_init__(self) -> None:
+        freeze(self)
         f = self.frames_per_chunk
         if f < 1 or f & (f - 1):
             raise ValueError(f"TokenizerConfig: frames_per_chunk {f}; use a power of two, such as 1 or 4.")
@@ -188,6 +195,7 @@ class DynamicsConfig:
     outcomes: tuple[Outcome, ...] = added(())
 
     def __post_init__(self) -> None:
+        freeze(self)
         if len(set(self.outcomes)) < len(self.outcomes) or set(self.outcomes) - set(get_args(Outcome)):
             raise ValueError(
                 f"DynamicsConfig: outcomes {self.outcomes}; take any of {get_args(Outcome)}, once each."

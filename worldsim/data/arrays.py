@@ -59,6 +59,8 @@ class ArraySource:
             problems.append(
                 f"frames are {frames.dtype} {list(frames.shape)}, not uint8 [episodes, t, h, w, c]"
             )
+        elif frames is not None and frames.shape[-1] not in (1, 3):
+            problems.append(f"frames have {frames.shape[-1]} channels, not 1 (grey) or 3 (RGB)")
         leads = {name: list(rows.shape[:2]) for name, rows in data.items()}
         if len({tuple(lead) for lead in leads.values()}) > 1:
             problems.append(f"leading shapes [episodes, t] differ: {leads}")

@@ -150,7 +150,8 @@ def _remove(path: Path) -> None:
 
 def dataset_name(text: str) -> str:
     """A name that TFDS accepts: lower case letters, digits and underscores, a letter first."""
-    name = "".join(char if char.isalnum() else "_" for char in text.lower()).strip("_")
+    fine = lambda char: char.isascii() and char.isalnum()
+    name = "".join(char if fine(char) else "_" for char in text.lower()).strip("_")
     return name if name[:1].isalpha() else f"data_{name}".rstrip("_")
 
 

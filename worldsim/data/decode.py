@@ -127,9 +127,12 @@ class Recording:
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 self.rate = float(stream.average_rate or stream.guessed_rate or 0)
-                for frame in container.decode(stream):
-                    yield self._time(frame, even), self._picture(frame, stream.sample_aspect_ratio)
-                promised = stream.frames
+                hidden = 0  # frames that the container counts and an edit list leaves out, as trimming does
+                for packet in container.demux(stream):
+                    hidden += bool(packet.is_discard)
+                    for frame in packet.decode():
+                        yield self._time(frame, even), self._picture(frame, stream.sample_aspect_ratio)
+                promised = stream.frames - hidden
         except UnusableError:
             raise
         except (FFmpegError, OSError, ValueError) as error:

@@ -93,7 +93,7 @@ class Statistics:
     def add(self, frames: Frames) -> None:
         """Count the frames of one episode."""
         first = -self._seen % self._stride
-        self._kept.extend(frames[first :: self._stride])
+        self._kept.extend(frame.copy() for frame in frames[first :: self._stride])
         self._seen += len(frames)
         while len(self._kept) > self._limit:
             self._kept = self._kept[::2]

@@ -143,7 +143,8 @@ class Loader:
     any number of processes.
 
     Attributes:
-      epoch: steps in one pass over the clips, a fraction as a rule.
+      epoch: steps in one pass over the clips, a fraction as a rule; of packed rows those that take the
+        most segments, fewer than it is where rows are full before.
       skipped: records that were shorter than a clip.
     """
 
@@ -198,7 +199,7 @@ class Loader:
         self.local = len(rows)
         self._threads = threads
         self._clips = Clips(source, frames=frames, batch=batch, seed=seed, rows=rows, segments=segments)
-        self.epoch = self._clips.count / batch
+        self.epoch = self._clips.count / (batch * segments)
         self.skipped = self._clips.skipped
 
     def __getitem__(self, step: int) -> Batch:

@@ -102,13 +102,13 @@ Picks = list[tuple[str, int]]
 
 
 def divide(splits: dict[str, Any], test_share: float) -> dict[str, Picks]:
-    """Which episodes go where; of a single split, the last of each ``1 / test_share`` is held out."""
+    """Which episodes go where; of a single split an even share is held out, one episode at least."""
     if len(splits) > 1:
         return {name: [(name, i) for i in range(len(files))] for name, files in splits.items()}
     ((name, files),) = splits.items()
     count = len(files)
-    every = max(2, round(1 / test_share)) if test_share > 0 else count + 1
-    test = [i for i in range(count) if i % every == every - 1] or ([count - 1] if count > 1 else [])
+    test = [i for i in range(count) if int((i + 1) * test_share) > int(i * test_share)]
+    test = test or ([count - 1] if count > 1 else [])
     train = sorted(set(range(count)) - set(test))
     return {"train": [(name, i) for i in train]} | ({"test": [(name, i) for i in test]} if test else {})
 

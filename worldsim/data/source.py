@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -41,6 +42,7 @@ class RecordSource:
 
     Attributes:
       lengths: frames of each record.
+      placed: whether records say where in their episode they lie; where others wrote them, they are episodes.
     """
 
     lengths: Int[np.ndarray, "n"]
@@ -59,6 +61,7 @@ class RecordSource:
         if missing:
             raise ValueError(f"{folder} has no {', '.join(missing)}; its records hold {', '.join(held)}.")
         self._keys = tuple(held if keys is None else keys)
+        self.placed = set(PLACE) <= set(builder.info.features)
         self._records = builder.as_data_source(split)
         self.lengths = self._stored_lengths(folder, split)
         self._room = cache
@@ -135,7 +138,7 @@ def read_episodes(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Whole episodes (less dropped remainders), pieces joined again; for horizons beyond one record."""
     source = open_source(path, split, keys=keys, cache=0)
-    if not isinstance(source, RecordSource):
+    if not isinstance(source, RecordSource) or not source.placed:
         yield from (source[index] for index in range(len(source)))
         return
     parts: list[dict[str, np.ndarray]] = []
@@ -148,8 +151,13 @@ def read_episodes(
         yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def export_arrays(path: str | Path, out: str | Path, *, keys: Sequence[str] | None = KEYS) -> Path:
+def export_arrays(path: str | Path, out: str | Path, *, keys: Sequence[str] | None = None) -> Path:
     """Copy a prepared dataset into one ``.npz`` that machines without TFDS can train from.
+
+    Args:
+      path: as in :func:`open_source`.
+      out: the file to write.
+      keys: per-frame arrays to copy, ``frames`` among them; None for all.
 
     Raises:
       ValueError: ``out`` does not end in ``.npz``.
@@ -163,5 +171,5 @@ def export_arrays(path: str | Path, out: str | Path, *, keys: Sequence[str] | No
         source = open_source(path, split, keys=keys, cache=0)
         records[split] = [source[index] for index in range(len(source))]
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(out, records, info)
+    save_arrays(out, records, info if keys is None else dataclasses.replace(info, keys=tuple(keys)))
     return out

@@ -94,7 +94,8 @@ def write_video(
                 "mask": clip.mask,
                 "fps": np.float64(fps),
             }
-            np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
+            with path.open("wb") as file:  # given a name, NumPy adds .npz to .NPZ
+                np.savez_compressed(file, **{n: array for n, array in arrays.items() if array is not None})
         case ".png":
             _write_sheet(path, clip.frames, scale)
         case _:
@@ -240,7 +241,7 @@ def _read_movie(path: Path) -> Clip:
     mediapy = _mediapy(path)
     try:
         with mediapy.VideoReader(path) as reader:
-            height, width = reader.shape
+            reader.shape = height, width = _upright(path) or reader.shape
             size = max(0, reader.num_images) * height * width * 3
             if size > MAX_BYTES:
                 raise ValueError(
@@ -259,12 +260,33 @@ def _read_movie(path: Path) -> Clip:
     return Clip(np.stack(frames), fps=fps)
 
 
+def _upright(path: Path) -> tuple[int, int] | None:
+    """Height and width of a movie that is stored on its side, as phones do; None of any other.
+
+    ffmpeg turns its frames upright, and mediapy reads of two lines about it the one that says no.
+    """
+    try:
+        import av
+        from av.error import FFmpegError
+    except ImportError:
+        return None
+    try:
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+    except (FFmpegError, OSError, ValueError, IndexError, StopIteration):
+        return None  # for ffmpeg to say what is wrong
+    return (frame.width, frame.height) if round(frame.rotation / 90) % 2 else None
+
+
 def _read_picture(path: Path) -> Clip:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
-            frame = np.asarray(image.convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow cuts off what is above 255
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            frame = np.asarray(upright.convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: can't be read as a picture ({error}); save it anew as .png.") from error
     return Clip(frame[None])

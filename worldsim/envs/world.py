@@ -48,6 +48,11 @@ class _Source:
                 raise ValueError("WorldEnv: no clips to begin with; give clips=[...].")
             clips = bundled_clips(str(world))
         most = config.dynamics.context if known is None else known
+        if most < 1 or options.get("render") == "codes":
+            raise ValueError(
+                f"WorldEnv: known={known}, render={options.get('render')!r}; know 1 frame or more, and draw "
+                "frames (render='decode' or 'refine'): they are what is observed."
+            )
         self.clips = [clip[:most] for clip in clips]
         short = min((len(clip) for clip in self.clips), default=0)
         if short < 1:

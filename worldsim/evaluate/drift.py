@@ -102,7 +102,7 @@ def drift(made: Frames, held: HeldOut) -> dict[str, Any]:
       held: the windows.
 
     Returns:
-      ``stretches``: per stretch of the horizon (``1-8``, ``9-16``, ``17-32``, ...) ``frechet`` from other
+      ``stretches``: per stretch of the horizon (``1``, ``2``, ``3-4``, ``5-8``, ...) ``frechet`` from other
       real play in units of its spread, ``floor`` (as many real pieces in their place), ``motion`` and
       ``sharpness`` over those of real play, and what the game's reader finds. ``first_quarter`` and
       ``last_quarter``: the same of these. ``over``: per rollout the frames until it no longer looks or moves

@@ -109,7 +109,7 @@ def load_held_out(
             f"evaluate: {clips} clips, horizon {horizon}; take 2 clips and 1 frame, or more of each."
         )
     info = _info(data)
-    episodes = _episodes(data, split, info)
+    episodes, all_of_it = _episodes(data, split, info, most=max(FRAMES, 5 * clips * (KNOWN + horizon)))
     _check_fit(episodes[0], config)
     known, reach = _lengths([len(one["frames"]) for one in episodes], config, horizon)
     notes = [] if reach >= horizon else [f"horizon cut from {horizon} to {reach}: episodes are short"]
@@ -117,6 +117,8 @@ def load_held_out(
     chosen = np.unique(np.linspace(0, len(places) - 1, min(clips, len(places))).round().astype(int))
     if len(chosen) < clips:
         notes.append(f"{len(chosen)} clips instead of {clips}: the split {split!r} has no more")
+    if not all_of_it:
+        notes.append(f"windows are cut from the first {len(episodes)} episodes of the split {split!r}")
     cut = lambda name, at: np.stack([episodes[e][name][s : s + known + reach] for e, s in at])
     mine = [places[i] for i in chosen]
     rest = [place for i, place in enumerate(places) if i not in set(chosen.tolist())]
@@ -198,22 +200,26 @@ def _info(data: str | Path) -> DataInfo | None:
         return None
 
 
-def _episodes(data: str | Path, split: str, info: DataInfo | None) -> list[dict[str, np.ndarray]]:
-    """Whole episodes until ``FRAMES`` frames are read."""
+def _episodes(
+    data: str | Path, split: str, info: DataInfo | None, *, most: int
+) -> tuple[list[dict[str, np.ndarray]], bool]:
+    """Whole episodes until so many frames are read, and whether these are all of the split."""
     wanted = ("frames", "actions", *TRUTH, *OUTCOMES)
     held = wanted if info is None else info.keys
     keys = tuple(name for name in wanted if name in held)
     if info is None:
         keys = ("frames",) if "actions" not in open_source(data, split, keys=None)[0] else wanted[:2]
-    episodes, count = [], 0
+    episodes: list[dict[str, np.ndarray]] = []
+    count, all_of_it = 0, True
     for episode in read_episodes(data, split, keys=keys):
+        if count >= most:
+            all_of_it = False
+            break
         episodes.append(episode)
         count += len(episode["frames"])
-        if count >= FRAMES:
-            break
     if not episodes:
         raise ValueError(f"evaluate: {data} has no episodes in its split {split!r}; make or import some.")
-    return episodes
+    return episodes, all_of_it
 
 
 def _check_fit(episode: dict[str, np.ndarray], config: WorldConfig) -> None:
@@ -254,7 +260,7 @@ def _lengths(lengths: list[int], config: WorldConfig, horizon: int) -> tuple[int
             f"in chunks of {f} and needs episodes of {2 * f} frames or more."
         )
     known = max(f, min(-(-KNOWN // f) * f, typical // 2 // f * f))
-    wanted = max(f, round(horizon / f) * f)
+    wanted = max(f, -(-horizon // f) * f)
     return known, min(wanted, (typical - known) // f * f)
 
 

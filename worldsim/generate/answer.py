@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def detail_keys(keys: jax.Array, dials: Dials) -> jax.Array:
     """The keys of the detail: the clips' own; at temperature 0 key 0, since nothing then depends on a key."""
-    return jnp.where(dials.temperature > 0, keys, jax.random.key(0))
+    return jnp.where(dials.temperature > 0, keys, jax.random.key(0, impl=jax.random.key_impl(keys)))
 
 
 def take_in(

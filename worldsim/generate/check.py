@@ -64,6 +64,8 @@ def check_codes(codes: np.ndarray, tokenizer: TokenizerConfig, *, verb: str) -> 
 def action_problems(actions: Actions, config: ActionConfig, count: int) -> list[str]:
     """What is wrong with ``count`` rows of actions."""
     actions = np.asarray(actions)
+    if actions.ndim == 0:
+        return [f"actions are the single value {actions}; give one for each of {count} frames"]
     if len(actions) != count:
         return [f"there are {len(actions)} actions for {count} frames; give one for each"]
     if config.kind == "none":

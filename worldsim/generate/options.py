@@ -34,8 +34,8 @@ class DialOptions(TypedDict, total=False):
       doubt: nats that the codes which a pass draws together may lack of certainty (0): what is certain is
         drawn at once, and a chunk that is certain takes one pass. 0 takes all ``steps``.
       leads: first passes that draw the one least certain code each (0), fewer than ``steps``; the others go
-        from what is most certain to what is least. With 2, the velocities of the bundled ``sprites`` change
-        as often as in truth, without two fifths as often.
+        from what is most certain to what is least. With 2, what is rare, such as a sprite's turn, comes more
+        often.
     """
 
     steps: int

@@ -51,7 +51,8 @@ class SimulatorState:
         was written longest ago.
       pinned: slots that are never given out again.
       codes: of the latest chunk.
-      latents: of the latest chunk as it was drawn; the next one is drawn beside it.
+      latents: of the latest chunk as it was drawn, or as its codes are where only these were asked for; the
+        next one is drawn beside it.
       rewards: what the world expects of arriving at the latest chunk; None where it tells no rewards.
       ends: how likely the episode ended with it; None where it tells no ends. Both are 0 after a reset.
     """
@@ -86,11 +87,11 @@ def _step(
     )
     model = nnx.merge(graphs[0], params[0])
     new, entry, told = rollout.generate(model, state.cache, row, state.keys, dials)
-    shown, latents = new[:, 0], state.latents
+    shown, latents = new[:, 0], nnx.merge(graphs[1], params[1]).quantizer.lookup(new)
     if draws:
         codes, keys = jnp.concatenate([state.codes, new], axis=1), detail_keys(state.keys, dials)
         there = jnp.asarray(True)
-        shown, latents = draw_next(graphs[1:], params[1:], codes, latents, there, keys, dials.refine)
+        shown, latents = draw_next(graphs[1:], params[1:], codes, state.latents, there, keys, dials.refine)
     after = SimulatorState(
         cache=write(state.cache, entry, slot[None]),
         keys=state.keys,
@@ -250,7 +251,7 @@ class Simulator:
         """Write a state as one file, from which :meth:`load` goes on to the same bits."""
         from worldsim.generate.standing import save_simulated
 
-        return save_simulated(path, state)
+        return save_simulated(path, state, self.world)
 
     def load(self, path: str | Path) -> SimulatorState:
         """The state that :meth:`save` wrote.

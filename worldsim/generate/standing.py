@@ -48,7 +48,7 @@ def load_standing(path: str | Path, world: World) -> tuple[Standing, dict[str, A
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is none, or one of another world.
+      ValueError: it is none, or one of a world of other sizes; which weights it is of ``asked`` may tell.
     """
     path = Path(path)
     cache, keys, arrays, known = _read(path, world, (*NUMBERS, *COUNTS, "asked"), what="a rollout")
@@ -57,10 +57,17 @@ def load_standing(path: str | Path, world: World) -> tuple[Standing, dict[str, A
     return Standing(state, codes=arrays["codes"], told=arrays.get("told"), **counts), known["asked"]
 
 
-def save_simulated(path: str | Path, state: SimulatorState) -> Path:
-    """Write where simulated worlds stand, in one file, whole or not at all."""
+def save_simulated(path: str | Path, state: SimulatorState, world: World) -> Path:
+    """Write where simulated worlds stand, in one file, whole or not at all.
+
+    Args:
+      path: of the file; its folder is made.
+      state: where they stand.
+      world: that they are of; its weights' hash is written beside them, where it has one.
+    """
     arrays = {name: getattr(state, name) for name in (*PLACES, *DRAWN) if getattr(state, name) is not None}
-    return _write(Path(path), state.cache, state.keys, arrays, {})
+    weights = world.provenance.get("weights_sha256")
+    return _write(Path(path), state.cache, state.keys, arrays, {"weights": weights})
 
 
 def load_simulated(path: str | Path, world: World) -> SimulatorState:
@@ -91,6 +98,7 @@ def _write(path: Path, cache: KVCache, keys: Array, arrays: dict[str, Any], know
         **arrays,
     }
     text = json.dumps({**known, "random": str(jax.random.key_impl(keys))})
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     plain = {name: np.ascontiguousarray(a).reshape(np.shape(a)) for name, a in arrays.items()}
     part.write_bytes(save(plain, metadata={"worldsim": text}))
@@ -124,11 +132,12 @@ def _read(
             ids=jnp.asarray(arrays["ids"]),
         )
         keys = jax.random.wrap_key_data(jnp.asarray(arrays["random"]), impl=known["random"])
+        weights = known.get("weights")
         known = {name: known[name] for name in names}
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: is not where {what} stood ({error!r}).") from error
     want = rollout.start(*world.dynamics, keys=keys).cache
     shapes = [[(x.shape, x.dtype) for x in jax.tree.leaves(cache)] for cache in (have, want)]
-    if shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1] or weights not in (None, world.provenance.get("weights_sha256", weights)):
         raise ValueError(f"{path}: is where {what} of another world stood; go on with that world.")
     return have, keys, arrays, known

@@ -196,7 +196,7 @@ def stream(
     """See :meth:`worldsim.generate.extend.World.rollout`."""
     config = world.config
     if frames is not None:
-        chunk_count(frames, config, verb="rollout")
+        frames = int(chunk_count(frames, config, verb="rollout") * config.tokenizer.frames_per_chunk)
     if actions is not None and not callable(actions):
         if frames is None:
             raise ValueError(

@@ -59,8 +59,8 @@ def ssim(
     """Structural similarity (Wang et al. 2004) of each frame, mean over pixels and channels.
 
     The variant: Gaussian window (11 taps at sigma 1.5), population covariance, ``K = (0.01, 0.03)``,
-    and only windows that lie whole inside the frame. Works on NumPy arrays (in float64) and, jitted or
-    differentiated, on JAX arrays.
+    and only windows that lie whole inside the frame. Works on NumPy arrays (integers in float64) and,
+    jitted or differentiated, on JAX arrays.
     """
     _same_shape("ssim", frames, truth)
     radius = int(3.5 * sigma + 0.5)

@@ -103,11 +103,11 @@ class Session:
         """Begin anew, without branches."""
         if dials is not None:
             self.turn(dials)
-        self.branches: dict[int, Branch] = {}
-        self.looped: Loop | None = None
         context = self.world.config.dynamics.context * self._f
         clip = clip[max(0, len(clip) - context) :]
         state = self._simulator.reset(clip, self._key)
+        self.branches: dict[int, Branch] = {}
+        self.looped: Loop | None = None
         actions: Sequence[Any] = [None] * len(clip) if clip.actions is None else list(clip.actions)
         moments = [Moment(i, clip.frames[i], actions[i], known=True) for i in range(len(clip))]
         self._moments = collections.deque(moments)
@@ -154,7 +154,7 @@ class Session:
         new = [Moment(first + i, frame, action, known=False) for i, frame in enumerate(np.asarray(frames)[0])]
         self._moments.extend(new)
         while len(self._moments) > self._most:
-            self._moments.popleft()
+            self._states.pop(self._moments.popleft().position, None)
             self._before = None
         self._at = len(self._moments) - 1
         self._keep(new[-1].position, state)
@@ -179,14 +179,17 @@ class Session:
         return branch
 
     def go(self, number: int) -> Moment:
-        """Return to a branch.
+        """Return to a branch; a timeline that no branch remembers becomes one.
 
         Raises:
           ValueError: there is none of this number.
         """
         if number not in self.branches:
             raise ValueError(f"no branch {number}; there are {sorted(self.branches)}")
-        branch = self.branches[number]
+        branch, last = self.branches[number], self._moments[-1]
+        if not any(last is one.moments[-1] for one in self.branches.values()):
+            self._at = len(self._moments) - 1
+            self.branch()
         self._moments = collections.deque(branch.moments)
         self._at = len(self._moments) - 1
         self._states = {} if branch.state is None else {self.present.position: branch.state}
@@ -284,6 +287,7 @@ class Session:
         start: Clip | Generated | None = self._before
         if start is None or len(start.codes) * self._f >= RENEW:
             whole = list(self._moments)[: self.world.config.dynamics.context * self._f]
+            whole += whole[-1:] * (self._f - len(whole))  # of less than a chunk, the last frame stands still
             start = Clip(np.stack([one.frame for one in whole]), self._actions(whole))
         self._before = self.world.extend(start, count, direction="backward", **how)
         first = self._moments[0].position

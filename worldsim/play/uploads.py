@@ -12,6 +12,7 @@ import numpy as np
 
 from worldsim.config import TokenizerConfig
 from worldsim.data.decode import Look, Recording
+from worldsim.data.video import with_channels
 from worldsim.types import Clip
 
 KINDS = (".mp4", ".webm", ".mov", ".gif", ".png", ".jpg", ".jpeg")
@@ -20,7 +21,7 @@ LAST, MOST, PIXELS, SECONDS = 256, 20_000, 2**24, 10.0
 
 
 def read_upload(data: bytes, suffix: str, tokenizer: TokenizerConfig) -> Clip:
-    """The last frames of a file at the size of a world, padded, in whole chunks.
+    """The last frames of a file at the size of a world, padded, in its channels and in whole chunks.
 
     Raises:
       ValueError: a kind that is not taken, frames that are too large, a file that can't be read or takes too
@@ -50,7 +51,7 @@ def read_upload(data: bytes, suffix: str, tokenizer: TokenizerConfig) -> Clip:
                     f"it takes more than {SECONDS:g} seconds to read; send a shorter or smaller one"
                 )
             last.append(frame)
-    frames, f = np.stack(last), tokenizer.frames_per_chunk
-    if len(frames) < f:
-        return Clip(np.repeat(frames[:1], f, axis=0))
-    return Clip(frames[len(frames) % f :])
+    clip, f = with_channels(Clip(np.stack(last)), tokenizer.channels), tokenizer.frames_per_chunk
+    if len(clip) < f:
+        return Clip(np.repeat(clip.frames[:1], f, axis=0))
+    return clip[len(clip) % f :]

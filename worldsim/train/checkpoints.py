@@ -20,6 +20,9 @@ from worldsim.plain import to_dict
 FREE = ("steps", "log_every", "save_every", "sample_every", "remat")
 """Fields of a stage's config that may change when a run goes on."""
 
+FROZEN = ("frozen", "tokenizer")
+"""Hashes of what a stage is trained on."""
+
 UNUSED = {
     "tokenizer": ("dynamics.", "refine.", "refine_loss.", "mix.", "world.dynamics.", "world.refine."),
     "dynamics": ("tokenizer.", "tokenizer_loss.", "refine.", "refine_loss.", "world.refine."),
@@ -132,7 +135,7 @@ def load_checkpoint(
 
     Returns:
       The step, the state as nested dicts of NumPy arrays (``params``, ``ema``, ...) and the JSON that
-      was saved with it: ``config`` (of the run), ``seed``, ``stage`` and ``frozen``.
+      was saved with it: ``config`` (of the run), ``seed``, ``stage``, ``frozen`` and ``tokenizer``.
 
     Raises:
       FileNotFoundError: no such checkpoint; those that exist are listed.
@@ -151,14 +154,18 @@ def load_checkpoint(
     raise FileNotFoundError(f"{folder} has {wanted}; its steps are {steps}.")
 
 
-def make_record(stage: str, *, seed: int, frozen: Any, config: TrainConfig) -> dict[str, Any]:
-    """What is saved beside a state: the stage, the seed, a hash of the frozen arrays and the config."""
+def make_record(
+    stage: str, *, seed: int, frozen: Any, config: TrainConfig, tokenizer: str = ""
+) -> dict[str, Any]:
+    """What is saved beside a state: the stage, the seed, a hash of the frozen arrays, that of the tokenizer
+    and the config."""
     hashed = hashlib.sha256()
     for path, leaf in by_path(frozen).items():
         array = np.asarray(leaf)
         hashed.update(f"{path} {array.dtype} {array.shape}".encode())
         hashed.update(array.tobytes())
-    record = {"stage": stage, "seed": seed, "frozen": hashed.hexdigest(), "config": to_dict(config)}
+    hashes = {"frozen": hashed.hexdigest(), "tokenizer": tokenizer}
+    record = {"stage": stage, "seed": seed, **hashes, "config": to_dict(config)}
     return json.loads(json.dumps(record))
 
 
@@ -188,13 +195,16 @@ def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder:
     free |= {"config.name", "config.data.threads"}
     unused = tuple(f"config.{part}" for part in UNUSED.get(record["stage"], ()))
     unused += () if record["stage"] == "dynamics" else ("config.curriculum", "config.looks")
-    defaults = {"config": json.loads(json.dumps(to_dict(TrainConfig())))}
+    defaults = {"config": json.loads(json.dumps(to_dict(TrainConfig()))), "tokenizer": record["tokenizer"]}
     saved = _flat(defaults) | _flat(dict(saved))
     differ = [
         text
         for name, text in differences(saved, record).items()
-        if name not in free and not name.startswith(unused)
+        if name not in (*free, *FROZEN) and not name.startswith(unused)
     ]
+    if any(saved[name] != record[name] for name in FROZEN):
+        what = "the data's median frame" if record["stage"] == "tokenizer" else "the tokenizer, or the data,"
+        differ.append(f"{what} has changed since; delete {folder} to train this stage anew")
     if differ:
         raise ValueError(
             f"{folder} was trained with other settings, and to go on would give neither run. Use those of "

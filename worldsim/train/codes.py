@@ -30,9 +30,9 @@ def params_hash(params: Any) -> str:
 
 
 def _source_hash(source: Source) -> str:
-    """sha256 of the records' lengths and of the whole first and last record."""
+    """sha256 of the records' lengths and of the first and last record; of all, where they are in memory."""
     digest = hashlib.sha256(np.asarray(source.lengths, np.int64).tobytes())
-    for i in (0, len(source) - 1):
+    for i in range(len(source)) if isinstance(source, ArraySource) else (0, len(source) - 1):
         for name, array in sorted(source[i].items()):
             digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -52,6 +52,7 @@ def make_encoder(config: WorldConfig, params: Any) -> Callable[[np.ndarray], np.
         frames = frames[: count * config.tokenizer.frames_per_chunk]
         padded = np.pad(frames, ((0, -len(frames) % block), (0, 0), (0, 0), (0, 0)))
         parts = [encode(params, padded[i : i + block]) for i in range(0, len(padded), block)]
+        parts = parts or [np.zeros((0, *config.tokenizer.grid))]
         kind = np.uint16 if config.tokenizer.codebook <= 2**16 else np.int32
         return np.concatenate(parts)[:count].astype(kind)
 
@@ -64,37 +65,42 @@ def encode_source(
     params: Any,
     path: Path,
     *,
+    of: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> ArraySource:
     """The source with codes in place of frames, kept at ``path`` for the next start.
 
     The file carries the tokenizer's config and hashes of its weights and of the source, and is made anew when
-    one of them changes. About one per cent of the frames' size: it stays in memory. Of several processes each
-    encodes its share, and the first one joins them; all call this.
+    one of them changes. Records of less than a chunk are left out. About one per cent of the frames' size: it
+    stays in memory. Of several processes each encodes its share, and the first one joins them; all call this.
 
     Args:
       source: records with ``frames`` and per-frame arrays beside them.
       config: of the world.
       params: of the tokenizer.
       path: an ``.npz`` to write or read, where all processes see it.
+      of: the hashes of what the source holds, where they are known; else the first and last record of those
+        on disk stand for all.
       progress: called with records done and in all, of this process.
 
     Returns:
       Records with ``codes [p h w]`` and, where there are any, ``actions [p f ...]``, ``rewards [p]`` summed
       over a chunk's frames and ``ends [p]`` in any of them: one row a chunk.
     """
-    mark = f"{config.tokenizer} {params_hash(params)} {_source_hash(source)}"
+    digest = hashlib.sha256(f"{of} {_source_hash(source)}".encode()).hexdigest()
+    mark = f"{config.tokenizer} {params_hash(params)} {digest}"
+    whole = np.flatnonzero(np.asarray(source.lengths) >= config.tokenizer.frames_per_chunk).tolist()
     index, count = jax.process_index(), jax.process_count()
     # The first process alone says whether to encode: another one might look when the file is just being made.
     made = index == 0 and _is_made_from(path, mark)
     if not from_lead(np.int32(made)):
         shares = [path.with_name(f"{path.stem}.{i}-of-{count}.npz") for i in range(count)]
-        mine = range(index, len(source), count)
+        mine = whole[index::count]
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(shares[index], **_encode(source, config, params, mine, progress=progress))
         meet(f"encoded shares of {path}")
         if index == 0:
-            _join(path, shares, records=len(source), mark=mark)
+            _join(path, shares, records=len(whole), mark=mark)
         meet(f"encoded {path}")
     with np.load(path, allow_pickle=False) as stored:
         return ArraySource({n: stored[n] for n in stored if n != "made_from"}, keys=None)
@@ -111,7 +117,7 @@ def _encode(
     source: Source,
     config: WorldConfig,
     params: Any,
-    mine: range,
+    mine: list[int],
     *,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
@@ -119,7 +125,7 @@ def _encode(
     encode = make_encoder(config, params)
     f = config.tokenizer.frames_per_chunk
     lengths = np.asarray(source.lengths) // f
-    columns: dict[str, Any] = {"lengths": lengths[mine.start :: mine.step]}
+    columns: dict[str, Any] = {"lengths": lengths[mine]}
     for row, i in enumerate(mine):
         record = source[i]
         count = int(lengths[i])

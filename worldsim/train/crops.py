@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from worldsim.data.source import Source
 from worldsim.train.state import Batch
@@ -18,18 +18,27 @@ def unusual(frames: Float[Any, "*t h w c"], median: Float[Any, "... h w c"]) -> 
     return (4.0 * abs(frames - median).max(-1)).clip(0.0, 1.0)
 
 
-def spaced_frames(source: Source, *, records: int = 128, every: int = 8) -> np.ndarray:
-    """Frames ``[t h w c]`` from evenly spaced records, every eighth of each."""
-    picks = np.unique(np.linspace(0, len(source) - 1, records).astype(int))
-    return np.concatenate([source[int(i)]["frames"][::every] for i in picks])
+def spaced_frames(
+    source: Source, *, records: int = 128, every: int = 8, most: int = 64
+) -> Iterator[UInt8[np.ndarray, "t h w c"]]:
+    """Frames of evenly spaced records, every eighth of each, or fewer of long ones."""
+    for i in np.unique(np.linspace(0, len(source) - 1, records).astype(int)):
+        frames = source[int(i)]["frames"]
+        yield frames[:: max(every, -(-len(frames) // most))]
 
 
-def rarity_map(frames: Float[np.ndarray, "t h w c"], median: Float[np.ndarray, "h w c"]) -> np.ndarray:
-    """What an unusual pixel counts at each place ``[h w]``: one over how often there is one, at most 100.
+def rarity_map(
+    parts: Iterable[UInt8[np.ndarray, "t h w c"]], median: UInt8[np.ndarray, "h w c"]
+) -> Float[np.ndarray, "h w"]:
+    """What an unusual pixel counts at each place: one over how often there is one, at most 100.
 
     So a ball that may be anywhere draws as many crops as a paddle that keeps to its column.
     """
-    return 1.0 / (unusual(frames, median).mean(0) + 0.01)
+    total, count = np.zeros(median.shape[:2]), 0
+    for frames in parts:
+        total += unusual(frames / 127.5, median / 127.5).sum(0)
+        count += len(frames)
+    return 1.0 / (total / count + 0.01)
 
 
 def crop_batch(

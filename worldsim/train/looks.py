@@ -57,7 +57,8 @@ def code_vectors(config: WorldConfig, tokenizer: Any) -> np.ndarray:
     """
     graph, _ = split_module("tokenizer", config)
     codes = jnp.arange(config.tokenizer.codebook)
-    found = np.asarray(nnx.merge(graph, tokenizer).quantizer.lookup(codes), np.float32)
+    quantizer = nnx.merge(graph, jax.tree.map(jnp.asarray, tokenizer)).quantizer
+    found = np.asarray(quantizer.lookup(codes), np.float32)
     return (found - found.mean(0)) / (found.std(0) + 1e-6)
 
 

@@ -101,7 +101,8 @@ def train_stage(
     """
     mesh = training_mesh(mesh)
     folder = Path(workdir).absolute() / stage.name
-    record = make_record(stage.name, seed=seed, frozen=stage.frozen, config=config)
+    how = {"frozen": stage.frozen, "tokenizer": stage.tokenizer}
+    record = make_record(stage.name, seed=seed, config=config, **how)
     sizes = {"mesh": dict(mesh.shape), "workdir": str(folder)}
     check_alike({**record, **sizes}, what=f"Stage {stage.name!r}")
     check_shared(folder)

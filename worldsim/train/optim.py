@@ -40,7 +40,9 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     ramp = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
     match config.schedule:
         case "cosine":
-            return optax.join_schedules([ramp, optax.cosine_decay_schedule(peak, steps - warmup)], [warmup])
+            return optax.join_schedules(
+                [ramp, optax.cosine_decay_schedule(peak, max(1, steps - warmup))], [warmup]
+            )
         case "wsd":
             fall = min(max(1, round(config.decay * steps)), steps - warmup)
             stable = optax.constant_schedule(peak)

@@ -26,8 +26,8 @@ from worldsim.parallel.mesh import training_mesh
 from worldsim.plain import from_dict, to_dict
 from worldsim.progress import Counter
 from worldsim.train.checkpoints import differences, load_checkpoint
-from worldsim.train.checks import check_data, check_mesh
-from worldsim.train.codes import encode_source
+from worldsim.train.checks import check_conditions, check_data, check_mesh
+from worldsim.train.codes import encode_source, params_hash
 from worldsim.train.looks import code_vectors, fold_looks
 from worldsim.train.loop import end_if_asked, termination, train_stage
 from worldsim.train.metrics import PLAN_FILE
@@ -72,8 +72,9 @@ def train(
         asks = {"config": to_dict(config), "stage": stage, "attention": strategy}
         check_alike({**asks, blocks.VARIABLE: os.environ.get(blocks.VARIABLE) or "jax"}, what="Training")
         info = read_info(config.data.path)
-        check_data(config, info)
-        check_mesh(config, mesh, ("tokenizer", "refine", "dynamics") if stage == "all" else (stage,))
+        stages = ("tokenizer", "refine", "dynamics") if stage == "all" else (stage,)
+        check_data(config, info, stages)
+        check_mesh(config, mesh, stages)
         _write_plan(config, workdir, stage)
         run = {"seed": config.seed, "config": config, "mesh": mesh}
         if stage in ("tokenizer", "all"):
@@ -84,7 +85,7 @@ def train(
         if stage in ("refine", "all"):
             train_stage(_refine(config, tokenizer, mesh), workdir, **run)
         if stage in ("dynamics", "all"):
-            parts = _dynamics(config, workdir, tokenizer, mesh=mesh, strategy=strategy)
+            parts = _dynamics(config, info, workdir, tokenizer, mesh=mesh, strategy=strategy)
             end_if_asked(asked, mesh)  # while frames were encoded
             for part in parts:
                 train_stage(part, workdir, **run)
@@ -94,7 +95,7 @@ def train(
             trained = {"tokenizer": (steps, tokenizer)}
             for name in ("dynamics", "refine"):
                 if _stands_at(workdir, name) >= getattr(config, name).steps:
-                    trained[name] = load_stage(name, config, workdir)
+                    trained[name] = load_stage(name, config, workdir, tokenizer=params_hash(tokenizer))
             export_world(
                 config,
                 info,
@@ -129,11 +130,12 @@ def _refine(config: TrainConfig, tokenizer: Any, mesh: Mesh | None) -> Stage:
     path = config.data.path
     source = open_source(path, config.data.split, keys=("frames",))
     held_out = open_source(path, config.data.eval_split, keys=("frames",))
-    return refine_stage(config, source, tokenizer, mesh=mesh, samples=refine_samples(config, held_out))
+    stage = refine_stage(config, source, tokenizer, mesh=mesh, samples=refine_samples(config, held_out))
+    return dataclasses.replace(stage, tokenizer=params_hash(tokenizer))
 
 
 def _dynamics(
-    config: TrainConfig, workdir: Path, tokenizer: Any, *, mesh: Mesh | None, strategy: str
+    config: TrainConfig, info: DataInfo, workdir: Path, tokenizer: Any, *, mesh: Mesh | None, strategy: str
 ) -> list[Stage]:
     """The phases of its training that are not yet done; the last one always."""
     path, split = config.data.path, config.data.split
@@ -142,14 +144,17 @@ def _dynamics(
     keys += config.world.dynamics.outcomes
     source = open_source(path, split, keys=keys, cache=0)
     count = partial(Counter("encoding"), split) if is_lead() else None
-    codes = encode_source(source, config.world, tokenizer, workdir / "codes" / f"{split}.npz", progress=count)
+    of = "".join(info.splits[split].hashes) if split in info.splits else ""
+    file = workdir / "codes" / f"{split}.npz"
+    codes = encode_source(source, config.world, tokenizer, file, of=of, progress=count)
+    check_conditions(config, codes)
     held_out = open_source(path, config.data.eval_split, keys=keys)
     parts, how = [], {"mesh": mesh, "strategy": strategy}
     vectors = code_vectors(config.world, tokenizer) if config.looks else None
     for end, part in config.phases:
         samples = dynamics_samples(part, held_out, tokenizer)
         stage = dynamics_stage(part, codes, vectors=vectors, samples=samples, **how)
-        parts.append(dataclasses.replace(stage, until=end))
+        parts.append(dataclasses.replace(stage, until=end, tokenizer=params_hash(tokenizer)))
     stands = _stands_at(workdir, "dynamics")
     return [part for part in parts if part.end > stands] or parts[-1:]
 
@@ -161,12 +166,20 @@ def _stands_at(workdir: Path, name: str) -> int:
     return max(steps, default=0)
 
 
-def load_stage(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]:
+def load_stage(
+    name: str, config: TrainConfig, workdir: Path, *, tokenizer: str | None = None
+) -> tuple[int, Any]:
     """The steps and the averaged weights of a stage of the workdir.
+
+    Args:
+      name: of the stage.
+      config: of the run.
+      workdir: of the run.
+      tokenizer: hash of the one that it has to be trained on; None takes any.
 
     Raises:
       FileNotFoundError: it was not trained.
-      ValueError: it is another than the config's, or not finished.
+      ValueError: it is another than the config's, not finished, or trained on another tokenizer.
     """
     step, state, record = load_checkpoint(workdir / name / "checkpoints")
     now = getattr(config.world, name)
@@ -181,6 +194,11 @@ def load_stage(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]
         raise ValueError(
             f"The {name} in {workdir} stands at step {step} of {getattr(config, name).steps}; finish it with "
             f"--stage {name}, or accept it as it is with --{name}.steps {step}."
+        )
+    if tokenizer is not None and record.get("tokenizer") not in (None, "", tokenizer):
+        raise ValueError(
+            f"The {name} in {workdir} was trained on another tokenizer than the one that stands there now; "
+            f"delete {workdir / name} and train it anew."
         )
     if name == "dynamics":
         return step, fold_looks(state["ema"], config.world)

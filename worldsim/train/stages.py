@@ -52,8 +52,8 @@ def tokenizer_stage(
     loader = _loader(config, source, "tokenizer", frames=config.tokenizer.frames, mine=mine)
 
     weights, stride = config.tokenizer_loss, config.world.tokenizer.stride
-    seen = spaced_frames(source) / 127.5 if weights.crop else np.zeros((1, *median.shape))
-    rarity = rarity_map(seen, median / 127.5)
+    seen = spaced_frames(source) if weights.crop else [np.zeros((1, *median.shape), np.uint8)]
+    rarity = rarity_map(seen, median)
 
     def batches(start: int) -> Iterator[Batch]:
         with contextlib.closing(loader.iterate(start)) as clips:
@@ -85,7 +85,8 @@ def tokenizer_stage(
 def _some_frames(source: Source, config: TrainConfig, count: int = 128) -> np.ndarray:
     """A chunk of frames from the middle of each of some evenly spaced records, end to end ``[1 t h w c]``."""
     f = config.world.tokenizer.frames_per_chunk
-    picks = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
+    whole = np.flatnonzero(np.asarray(source.lengths) >= f)
+    picks = whole[np.unique(np.linspace(0, len(whole) - 1, count).astype(int))]
     starts = [(int(source.lengths[i]) - f) // 2 for i in picks]
     chunks = [source[int(i)]["frames"][at : at + f] for i, at in zip(picks, starts, strict=True)]
     return np.concatenate(chunks)[None]

@@ -60,6 +60,7 @@ class Stage:
       samples: ``(ema, frozen, step, folder)`` writes something to look at, or None.
       until: the step that its part of the training ends with, where others go on from there in the same
         folder; None is the last.
+      tokenizer: hash of the tokenizer that it is trained on; empty where there is none.
       sequence: whether the second dimension of its batches is one of chunks, to be spread over devices.
     """
 
@@ -75,6 +76,7 @@ class Stage:
     samples: Callable[[Params, Params, int, Path], None] | None = None
     sequence: bool = False
     until: int | None = None
+    tokenizer: str = ""
 
     @property
     def end(self) -> int:
