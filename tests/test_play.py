@@ -510,11 +510,22 @@ def test_returning_to_a_branch_leaves_the_timeline_as_another(stay):
     assert stay.present is end and sorted(stay.branches) == [1, 2]
 
 
+def test_the_branch_that_is_returned_to_is_kept(stay, monkeypatch):
+    monkeypatch.setattr(session, "BRANCHES", 2)
+    for _ in range(2):
+        stay.step(1)
+        stay.branch()
+    stay.step(2)
+    stay.go(1)
+    assert sorted(stay.branches) == [1, 3]
+
+
 def test_a_clip_that_is_refused_leaves_all_as_it_was(stay):
     stay.step(1)
     stay.branch()
     with pytest.raises(ValueError, match="channels"):
-        stay.start(Clip(np.zeros((3, 16, 16, 1), np.uint8)))
+        stay.start(Clip(np.zeros((3, 16, 16, 1), np.uint8)), Dials(steps=2, seed=5))
+    assert stay.dials == Dials(steps=1)
     assert sorted(stay.branches) == [1] and stay.span == (0, 6, 6)
 
 

@@ -1,14 +1,21 @@
 """What training asks of its data: said before it begins, and encoded whole and anew when it changes."""
 
+import dataclasses
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
 
-from worldsim.config import MixConfig, StageConfig, TrainConfig
+from worldsim.config import DataConfig, MixConfig, PhaseConfig, StageConfig, TrainConfig
 from worldsim.data.arrays import ArraySource
 from worldsim.data.info import DataInfo, SplitInfo
+from worldsim.data.source import read_info
+from worldsim.train.checkpoints import check_record, make_record
 from worldsim.train.checks import check_conditions, check_data
 from worldsim.train.codes import encode_source
+from worldsim.train.run import train
 from worldsim.train.stages import _some_frames
 
 
@@ -74,3 +81,51 @@ def test_conditions_beyond_the_configs_are_refused():
     with pytest.raises(ValueError, match=r"'speed': the data has vectors of \[3\] numbers"):
         wide = {"condition_speed": np.zeros((1, 2, 3), np.float32)}
         check_conditions(config, ArraySource(rows | wide, keys=None))
+
+
+def test_a_plain_file_of_arrays_tells_how_long_its_records_are(tmp_path):
+    frames = np.zeros((2, 9, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "mine.npz", frames=frames, actions=np.tile(np.arange(9) % 3, (2, 1)))
+    config = of_run(tiny.config())
+    with pytest.raises(ValueError, match="clips of 24 frames, and the longest record has 9"):
+        check_data(config, read_info(tmp_path / "mine.npz"), ("dynamics",))
+
+
+def test_a_record_from_before_phases_could_lack_a_batch_goes_on():
+    phase = PhaseConfig(share=0.5, chunks=4, queries=1, frames=6, rope_base=100.0)
+    old, new = (
+        make_record("dynamics", seed=0, frozen=None, config=config)
+        for batch in (8, None)
+        for config in [TrainConfig(curriculum=(dataclasses.replace(phase, batch=batch),))]
+    )
+    del old["tokenizer"]
+    check_record(old, new, folder=Path("here"))
+    other = dataclasses.replace(phase, batch=4)
+    with pytest.raises(ValueError, match="config.curriculum"):
+        check_record(make_record("dynamics", seed=0, frozen=None, config=TrainConfig(curriculum=(other,))),
+                     new, folder=Path("here"))  # fmt: skip
+
+
+def test_parts_of_another_tokenizer_are_refused_before_any_training(tmp_path):
+    rng, codes = np.random.default_rng(0), StageConfig(1, frames=8, batch=2, save_every=1)
+    frames = rng.integers(0, 256, (3, 8, 16, 16, 3), dtype=np.uint8)
+    arrays = {f"{split}/frames": frames for split in ("train", "test")}
+    arrays |= {f"{split}/actions": np.zeros((3, 8), np.int32) + 2 for split in ("train", "test")}
+    np.savez(tmp_path / "d.npz", **arrays)
+    config = TrainConfig(
+        world=tiny.config(), data=DataConfig(path=str(tmp_path / "d.npz"), threads=0), tokenizer=codes,
+        refine=codes, dynamics=codes, mix=MixConfig(chunks=5, queries=2),
+    )  # fmt: skip
+    work = tmp_path / "work"
+    assert train(config, work) == work / "world"
+    longer = dataclasses.replace(config, tokenizer=dataclasses.replace(codes, steps=2))
+    train(longer, work, stage="tokenizer")
+    for stage in ("refine", "dynamics", "all"):
+        with pytest.raises(ValueError, match="refine and dynamics in .* were trained on another tokenizer"):
+            train(longer, work, stage=stage)
+    shutil.rmtree(work / "dynamics")
+    with pytest.raises(ValueError, match="refine in .* was trained on another tokenizer"):
+        train(longer, work, stage="dynamics")
+    assert not (work / "dynamics").exists()
+    shutil.rmtree(work / "refine")
+    assert train(longer, work) == work / "world"

@@ -293,7 +293,10 @@ class TrainConfig:
             )
         ends = [*self._ends, self.dynamics.steps]
         if any(end <= begin for begin, end in itertools.pairwise((0, *ends))):
-            raise ValueError(f"TrainConfig: the phases end at steps {ends}; give each a step or more.")
+            raise ValueError(
+                f"TrainConfig: the phases end at steps {ends}; give each a step or more, by more "
+                "dynamics.steps or other shares of the curriculum."
+            )
         for number, phase in enumerate(self.curriculum):
             try:
                 self.during(phase)

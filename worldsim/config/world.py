@@ -56,7 +56,8 @@ class ConditionConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_]\w*", self.name, re.ASCII):
             raise ValueError(
-                f"ConditionConfig: name {self.name!r}; take letters, digits and _, such as 'frame_rate'."
+                f"ConditionConfig: name {self.name!r}; take letters, digits and _, no digit first, such as "
+                "'frame_rate'."
             )
         _check_kind(self, ConditionKind)
         check_ranges(self, **{"[1, inf)": ("size",)})

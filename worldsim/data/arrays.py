@@ -160,7 +160,8 @@ def describe_arrays(
             for index in range(len(source)):
                 statistics.add(source[index]["frames"])
         total = int(source.lengths.sum())
-        counts[split] = SplitInfo(episodes=len(source), frames=total, records=len(source))
+        lengths = tuple(source.lengths.tolist())
+        counts[split] = SplitInfo(episodes=len(source), frames=total, records=len(source), lengths=lengths)
     first = next(iter(splits.values()))
     height, width, channels = first["frames"].shape[2:]
     mean, std = statistics.mean_std()

@@ -47,7 +47,7 @@ def import_rlds(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> DataInfo:
-    """Rewrap an RLDS folder. A set with one split has every n-th episode held out; else its own splits stay.
+    """Rewrap an RLDS folder. Of a set with one split a share is held out; else its own splits stay.
 
     Args:
       folder: with ``dataset_info.json`` and record files, or the folder above its versions.

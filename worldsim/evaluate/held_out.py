@@ -21,7 +21,7 @@ KNOWN = 16
 """Frames known at one end, fewer where episodes are short."""
 
 FRAMES = 20_000
-"""Most frames read from the held-out split."""
+"""Most frames read from the held-out split, unless twice the windows that are asked for take more."""
 
 POOL = 2 << 30
 """Most bytes of frames that are read from the training split; of a larger one, evenly spaced records."""
@@ -109,7 +109,7 @@ def load_held_out(
             f"evaluate: {clips} clips, horizon {horizon}; take 2 clips and 1 frame, or more of each."
         )
     info = _info(data)
-    episodes, all_of_it = _episodes(data, split, info, most=max(FRAMES, 5 * clips * (KNOWN + horizon)))
+    episodes, all_of_it = _episodes(data, split, info, most=max(FRAMES, 2 * clips * (KNOWN + horizon)))
     _check_fit(episodes[0], config)
     known, reach = _lengths([len(one["frames"]) for one in episodes], config, horizon)
     notes = [] if reach >= horizon else [f"horizon cut from {horizon} to {reach}: episodes are short"]

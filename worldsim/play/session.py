@@ -101,11 +101,12 @@ class Session:
 
     def start(self, clip: Clip, dials: Dials | None = None) -> Moment:
         """Begin anew, without branches."""
-        if dials is not None:
-            self.turn(dials)
+        dials = self.dials if dials is None else dials
+        simulator, key = self._made(dials), jax.random.key(dials.seed)
         context = self.world.config.dynamics.context * self._f
         clip = clip[max(0, len(clip) - context) :]
-        state = self._simulator.reset(clip, self._key)
+        state = simulator.reset(clip, key)
+        self._simulator, self.dials, self._key = simulator, dials, key
         self.branches: dict[int, Branch] = {}
         self.looped: Loop | None = None
         actions: Sequence[Any] = [None] * len(clip) if clip.actions is None else list(clip.actions)
@@ -124,9 +125,12 @@ class Session:
         Raises:
           ValueError: dials that the world can't take; the old ones stay.
         """
-        how = {"temperature": dials.temperature, "refine_steps": dials.refine_steps}
-        self._simulator = Simulator(self.world, steps=dials.steps, **how)
+        self._simulator = self._made(dials)
         self.dials, self._key, self._before = dials, jax.random.key(dials.seed), None
+
+    def _made(self, dials: Dials) -> Simulator:
+        how = {"temperature": dials.temperature, "refine_steps": dials.refine_steps}
+        return Simulator(self.world, steps=dials.steps, **how)
 
     @property
     def present(self) -> Moment:
@@ -167,13 +171,13 @@ class Session:
         self._at -= 1
         return [self.present]
 
-    def branch(self) -> Branch:
-        """Remember this place."""
+    def branch(self, *, keep: int | None = None) -> Branch:
+        """Remember this place; of too many the oldest goes, but not the one to ``keep``."""
         self._number += 1
         branch = Branch(self._number, tuple(self.moments), self._states.get(self.present.position))
         self.branches[branch.number] = branch
         while len(self.branches) > BRANCHES:
-            del self.branches[min(self.branches)]
+            del self.branches[min(number for number in self.branches if number != keep)]
         for old in sorted(self.branches)[: -self._most_states]:  # these are read anew from their frames
             self.branches[old] = dataclasses.replace(self.branches[old], state=None)
         return branch
@@ -189,7 +193,7 @@ class Session:
         branch, last = self.branches[number], self._moments[-1]
         if not any(last is one.moments[-1] for one in self.branches.values()):
             self._at = len(self._moments) - 1
-            self.branch()
+            self.branch(keep=number)
         self._moments = collections.deque(branch.moments)
         self._at = len(self._moments) - 1
         self._states = {} if branch.state is None else {self.present.position: branch.state}

@@ -154,6 +154,15 @@ def load_checkpoint(
     raise FileNotFoundError(f"{folder} has {wanted}; its steps are {steps}.")
 
 
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """The JSON of the last checkpoint in a folder, read on this host alone; None where there is none."""
+    if not Path(folder).is_dir():
+        return None
+    with open_checkpoints(folder, alone=True) as manager:
+        last = manager.latest_step()
+        return None if last is None else checkpoint_config(manager, last)
+
+
 def make_record(
     stage: str, *, seed: int, frozen: Any, config: TrainConfig, tokenizer: str = ""
 ) -> dict[str, Any]:
@@ -185,6 +194,16 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, s
     }
 
 
+def _with_batches(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record in which each phase of the curriculum names its batch, the stage's unless it has its own."""
+    config = record["config"]
+    if not config.get("curriculum"):
+        return dict(record)
+    own = lambda phase: phase.get("batch") or config["dynamics"]["batch"]
+    phases = [{**phase, "batch": own(phase)} for phase in config["curriculum"]]
+    return {**record, "config": {**config, "curriculum": phases}}
+
+
 def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder: Path) -> None:
     """Whether a checkpoint belongs to this run; fields that are newer than it have their defaults in it.
 
@@ -196,7 +215,8 @@ def check_record(saved: Mapping[str, Any], record: Mapping[str, Any], *, folder:
     unused = tuple(f"config.{part}" for part in UNUSED.get(record["stage"], ()))
     unused += () if record["stage"] == "dynamics" else ("config.curriculum", "config.looks")
     defaults = {"config": json.loads(json.dumps(to_dict(TrainConfig()))), "tokenizer": record["tokenizer"]}
-    saved = _flat(defaults) | _flat(dict(saved))
+    record = _with_batches(record)
+    saved = _flat(defaults) | _flat(_with_batches(saved))
     differ = [
         text
         for name, text in differences(saved, record).items()

@@ -25,7 +25,7 @@ from worldsim.parallel.distributed import is_lead
 from worldsim.parallel.mesh import training_mesh
 from worldsim.plain import from_dict, to_dict
 from worldsim.progress import Counter
-from worldsim.train.checkpoints import differences, load_checkpoint
+from worldsim.train.checkpoints import differences, load_checkpoint, read_record
 from worldsim.train.checks import check_conditions, check_data, check_mesh
 from worldsim.train.codes import encode_source, params_hash
 from worldsim.train.looks import code_vectors, fold_looks
@@ -82,6 +82,7 @@ def train(
         if stage == "tokenizer":
             return workdir / "tokenizer"
         steps, tokenizer = load_stage("tokenizer", config, workdir)
+        _check_tokenizer(workdir, params_hash(tokenizer))
         if stage in ("refine", "all"):
             train_stage(_refine(config, tokenizer, mesh), workdir, **run)
         if stage in ("dynamics", "all"):
@@ -95,7 +96,7 @@ def train(
             trained = {"tokenizer": (steps, tokenizer)}
             for name in ("dynamics", "refine"):
                 if _stands_at(workdir, name) >= getattr(config, name).steps:
-                    trained[name] = load_stage(name, config, workdir, tokenizer=params_hash(tokenizer))
+                    trained[name] = load_stage(name, config, workdir)
             export_world(
                 config,
                 info,
@@ -166,20 +167,28 @@ def _stands_at(workdir: Path, name: str) -> int:
     return max(steps, default=0)
 
 
-def load_stage(
-    name: str, config: TrainConfig, workdir: Path, *, tokenizer: str | None = None
-) -> tuple[int, Any]:
-    """The steps and the averaged weights of a stage of the workdir.
+def _check_tokenizer(workdir: Path, tokenizer: str) -> None:
+    """Whether what is there of the other stages was trained on this tokenizer, given by its hash.
 
-    Args:
-      name: of the stage.
-      config: of the run.
-      workdir: of the run.
-      tokenizer: hash of the one that it has to be trained on; None takes any.
+    Raises:
+      ValueError: it was trained on another one.
+    """
+    records = {name: read_record(workdir / name / "checkpoints") for name in ("refine", "dynamics")}
+    other = [name for name, had in records.items() if had and had.get("tokenizer", "") not in ("", tokenizer)]
+    if other:
+        raise ValueError(
+            f"{' and '.join(other)} in {workdir} {'was' if len(other) == 1 else 'were'} trained on another "
+            "tokenizer than the one that stands there now; delete "
+            f"{' and '.join(str(workdir / name) for name in other)} to train anew."
+        )
+
+
+def load_stage(name: str, config: TrainConfig, workdir: Path) -> tuple[int, Any]:
+    """The steps and the averaged weights of a stage of the workdir.
 
     Raises:
       FileNotFoundError: it was not trained.
-      ValueError: it is another than the config's, not finished, or trained on another tokenizer.
+      ValueError: it is another than the config's, or not finished.
     """
     step, state, record = load_checkpoint(workdir / name / "checkpoints")
     now = getattr(config.world, name)
@@ -194,11 +203,6 @@ def load_stage(
         raise ValueError(
             f"The {name} in {workdir} stands at step {step} of {getattr(config, name).steps}; finish it with "
             f"--stage {name}, or accept it as it is with --{name}.steps {step}."
-        )
-    if tokenizer is not None and record.get("tokenizer") not in (None, "", tokenizer):
-        raise ValueError(
-            f"The {name} in {workdir} was trained on another tokenizer than the one that stands there now; "
-            f"delete {workdir / name} and train it anew."
         )
     if name == "dynamics":
         return step, fold_looks(state["ema"], config.world)
