@@ -165,4 +165,4 @@ def test_a_split_that_is_not_read_to_its_end_is_told_of(tmp_path, world, monkeyp
     data = write(tmp_path / "d.npz", length=60, episodes=6)
     monkeypatch.setattr("worldsim.evaluate.held_out.FRAMES", 1)
     held = load_held_out(data, world.config, clips=2, horizon=4)
-    assert "windows are cut from the first 4 episodes of the split 'test'" in held.notes
+    assert "windows are cut from the first 2 episodes of the split 'test'" in held.notes

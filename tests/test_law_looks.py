@@ -183,7 +183,7 @@ def test_going_on_with_other_looks_is_refused(trained):
 
 def test_going_on_with_other_vectors_is_refused(trained):
     stage = dynamics_stage(config(), some_codes(), vectors=vectors(seed=1))
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError, match="has changed since"):
         train_stage(stage, trained[0], seed=0, config=config())
 
 

@@ -196,7 +196,7 @@ def test_keys_of_another_kind_are_taken(world):
     """Their draws are others; at temperature 0 there are none."""
     keys = [jax.random.key(0), jax.random.key(0, impl="rbg")]
     for temperature in (0.0, 1.0):
-        how = {"steps": 1, "temperature": temperature}
+        how = {"steps": 1, "temperature": temperature, "refine_steps": 0}
         made = [world.extend(tiny.make_clip(3), 2, key=key, **how).clip.frames for key in keys]
         assert np.array_equal(*made) == (temperature == 0)
         sim = worldsim.Simulator(world, **how)
