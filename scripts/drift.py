@@ -35,6 +35,7 @@ NAMES = {
     "guidance": float,
     "doubt": float,
     "leads": int,
+    "revisions": int,
     "sinks": int,
 }
 WAYS = ("plain", "stabilize=0.1", "stabilize=0.3", "guidance=0.5", "guidance=1", "sinks=2")

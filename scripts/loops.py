@@ -112,7 +112,7 @@ def trace(
     for number in range(sweeps + 1):
         if number:
             ring = sweep(looker, ring, groups, keys=keys, number=number, dials=dials)
-        found.append((ring.codes, all_nats(looker, ring, steps=dials.steps)))
+        found.append((ring.codes, all_nats(looker, ring, steps=dials.passes)))
     shape = lambda a: a.reshape(b, n, *a.shape[1:])
     return Trace(np.stack([shape(c) for c, _ in found]), np.stack([shape(s) for _, s in found]))
 

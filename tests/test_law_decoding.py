@@ -16,7 +16,7 @@ from worldsim.generate.prefill import blocks
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops import attention
 from worldsim.ops.cached_attention import Part, attend_parts
-from worldsim.ops.sampling import keep_least_certain, masked_after, sample_codes
+from worldsim.ops.sampling import keep_least_certain, masked_after, revised, sample_codes
 from worldsim.ops.visible import UNSEEN
 from worldsim.plan import make_plan
 
@@ -131,6 +131,46 @@ def test_a_pass_reveals_a_code_at_least_and_a_lead_no_more(steps, tokens, leads)
     ("doubt", "leads", "passes"), [(0.0, 0, 4), (0.02, 0, 2), (5.0, 0, 1), (0.02, 1, 2), (0.0, 2, 4)]
 )
 def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypatch, doubt, leads, passes):
+    drawn, seen = draw_copies(world, monkeypatch, steps=4, doubt=doubt, leads=leads)
+    assert seen == passes
+    copies = (drawn[:, 0, 0] == drawn[:, 0, 1]).mean()
+    assert copies == 1.0 if doubt < 1 else copies < 0.9
+
+
+@pytest.mark.parametrize(
+    ("how", "draws", "revisions"),
+    [
+        ({}, 4, 4),
+        ({"steps": 1}, 1, 0),
+        ({"steps": 3}, 3, 0),
+        ({"steps": 4}, 2, 2),
+        ({"steps": 7}, 4, 2),
+        ({"steps": 4, "leads": 2}, 4, 0),
+        ({"doubt": 0.1}, 4, 0),
+        ({"steps": 9, "revisions": 8}, 1, 8),
+        ({"steps": 9, "revisions": 0}, 4, 0),
+    ],
+)
+def test_half_of_the_passes_are_revisions(world, how, draws, revisions):
+    dials = world.dials(**how)
+    assert (int(dials.steps), int(dials.revisions)) == (draws, revisions)
+
+
+@pytest.mark.parametrize(("doubt", "revisions", "right"), [(0, 0, False), (0, 8, True), (0.02, 8, True)])
+def test_revisions_mend_what_was_drawn_together(world, monkeypatch, doubt, revisions, right):
+    drawn, seen = draw_copies(world, monkeypatch, steps=1 + revisions, doubt=doubt, revisions=revisions)
+    assert seen == 1 + revisions
+    copies = (drawn[:, 0, 0] == drawn[:, 0, 1]).mean()
+    assert copies == 1.0 if right else copies < 0.9
+
+
+def test_two_revisions_draw_every_code_once_more():
+    halves = np.stack([revised(jnp.int32(i), 64) for i in range(6)])
+    assert (halves[::2] != halves[1::2]).all()
+    assert 20 < halves[0].sum() < 44 and (halves[0] != halves[2]).any() and (halves[2] != halves[4]).any()
+
+
+def draw_copies(world, monkeypatch, **how):
     """Of four codes two are certain, one is 0 or 1 at even odds, and one is its copy, known once that is."""
     model, seen = nnx.merge(*world.dynamics), []
 
@@ -149,10 +189,8 @@ def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypat
     clips = 32
     none = jnp.zeros((clips, 1))
     query = Chunks(jnp.zeros((clips, 1, 2, 2), jnp.int32), none, jnp.zeros((clips, 1, 3), jnp.int32), none)
-    keys, dials = jax.random.split(jax.random.key(0), clips), world.dials(steps=4, doubt=doubt, leads=leads)
+    keys, dials = jax.random.split(jax.random.key(0), clips), world.dials(**how)
     drawn = np.asarray(rollout.draw_chunk(model, query, (), keys, dials))[:, 0]
     jax.effects_barrier()
-    assert len(seen) == passes
     assert 6 <= drawn[:, 0, 0].sum() <= 26 and not drawn[:, 1].any()
-    copies = (drawn[:, 0, 0] == drawn[:, 0, 1]).mean()
-    assert copies == 1.0 if doubt < 1 else copies < 0.9
+    return drawn, len(seen)

@@ -157,6 +157,8 @@ def test_guidance_leads_away_from_the_short_past(world):
         ({"stabilize": 0.9}, "stabilize 0.9; take from 0 to 0.3"),
         ({"guidance": -1.0}, "guidance -1.0; take 0"),
         ({"leads": 4, "steps": 4}, "leads 4; take from 0 to 3"),
+        ({"revisions": -1}, "revisions -1; take from 0 to 7"),
+        ({"revisions": 3, "steps": 4, "leads": 1}, "revisions 3; take from 0 to 2"),
         ({"sinks": 4}, "4 sinks; take from 0 to 3"),
         ({"sinks": 1, "keyframes": 2}, "sinks or stabilize beside keyframes"),
     ],

@@ -60,7 +60,7 @@ def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world):
 def test_the_ends_of_a_loop_are_blind_to_each_other_until_they_are_near(world):
     """Of a loop of 30 chunks and a window of 6 the first one made is what would follow the opening alone; of
     one of 7, whose anchor is in view, it is not."""
-    clip, how = tiny.make_clip(2), {"key": KEY, "steps": 4, "refine_steps": 0}
+    clip, how = tiny.make_clip(2), {"key": KEY, "steps": 4, "refine_steps": 0, "revisions": 0}
     clip.actions[0] = -1  # nobody knows what leads to a loop's first frame
     alone = world.extend(clip, 1, **how).codes[0]
     far, near = (world.loop(clip, n, candidates=1, sweeps=0, **how).codes[0] for n in (30, 7))

@@ -61,7 +61,7 @@ def test_an_ablation_trains_judges_and_keeps_its_figures(tmp_path, monkeypatch, 
     make_sprites(tmp_path / "s.npz", config=SpriteConfig(size=32), episodes=4, test_episodes=4, length=40)
     command = f"ablate quantizer configs/sprites.py --data {tmp_path / 's.npz'} --workdir {tmp_path}"
     monkeypatch.setattr(
-        sys, "argv", f"{command} --tokenizer-steps 3 --dynamics-steps 2 --refine-steps 2".split()
+        sys, "argv", f"{command} --tokenizer-steps 3 --dynamics-steps 6 --refine-steps 2".split()
     )
     ablate.main()
     first = (tmp_path / "sprites" / "quantizer.json").read_text()

@@ -50,6 +50,8 @@ class Sampling:
       doubt: nats of doubt up to which a pass draws codes together, so that fewer passes do; 0 takes all.
       leads: first passes that draw the one least certain code each, fewer than --steps; with 2, what is
         rare in a world, such as a sprite's turn, comes more often.
+      revisions: last of --steps, each of which draws half of a chunk's codes anew given the others, so that
+        what does not fit together is mended; half of them, or none with --doubt, where nobody says otherwise.
       seed: of all randomness.
     """
 
@@ -60,6 +62,7 @@ class Sampling:
     guidance: float = 0.0
     doubt: float = 0.0
     leads: int = 0
+    revisions: int | None = None
     seed: int = 0
 
     def options(self) -> dict[str, Any]:

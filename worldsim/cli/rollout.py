@@ -72,8 +72,8 @@ def rollout(
     start: Any = clip
     if resume:
         start, before = load_standing(stood, model)
-        later = ("stabilize", "guidance", "doubt", "leads")  # what a command of before them did not write
-        before = {name: DIALS[name] for name in later} | {"sinks": 0} | before
+        later = ("stabilize", "guidance", "doubt", "leads", "revisions")  # older commands did not write them
+        before = {name: DIALS[name] for name in later} | {"sinks": 0, "revisions": 0} | before
         other = {
             name: (before.get(name), value) for name, value in asked.items() if before.get(name) != value
         }

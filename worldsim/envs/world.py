@@ -109,7 +109,7 @@ class WorldEnv(gymnasium.Env):
           known: frames of them; None is as many as the world can see.
           render_mode: ``rgb_array``, or None.
           options: of :class:`worldsim.Simulator`: ``steps``, ``temperature``, ``refine_steps``,
-            ``stabilize``, ``guidance``, ``doubt``, ``leads``, ``sinks``.
+            ``stabilize``, ``guidance``, ``doubt``, ``leads``, ``revisions``, ``sinks``.
 
         Raises:
           ValueError: a world that takes no action a frame, no clips, or a render mode that there is not.

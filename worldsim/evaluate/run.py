@@ -51,7 +51,7 @@ class Settings:
       samples: answers to each question.
       steps, temperature: of sampling.
       refine_steps: of the refinement of all that is generated; None is 4 where the world has a head for it.
-      stabilize, guidance, doubt, leads: see :class:`worldsim.generate.options.Options`.
+      stabilize, guidance, doubt, leads, revisions: see :class:`worldsim.generate.options.Options`.
       sinks: first chunks seen that stay in view of what goes on forward and backward, however far.
       seed: of all randomness.
       split: that nobody trained on; the world's own held-out one by default.
@@ -67,6 +67,7 @@ class Settings:
     guidance: float = 0.0
     doubt: float = 0.0
     leads: int = 0
+    revisions: int | None = None
     sinks: int = 0
     seed: int = 0
     split: str | None = None

@@ -193,7 +193,7 @@ def close(
     for number in range(effort.sweeps):
         ring = sweep(looker, ring, groups, keys=streams, number=number, dials=dials)
         tell(new * (2 + number), work)
-    nats = all_nats(looker, ring, steps=dials.steps)
+    nats = all_nats(looker, ring, steps=dials.passes)
     tell(work, work)
     kept = np.arange(b) * n + nats.max(1).reshape(b, n).argmin(1)
     drawn[:, order] = ring.codes
@@ -224,7 +224,7 @@ def judged(world: World, request: Request, made: Generated, nats: np.ndarray, **
         codes, None if rows is None else rows[None], {k: v[None] for k, v in given.items()}, closed=False
     )
     looker = Looker(world.dynamics, world.config, block=block_size(count))
-    usual = all_nats(looker, ring, steps=asked["dials"].steps)[0] if count >= SHORTEST else np.zeros(0)
+    usual = all_nats(looker, ring, steps=asked["dials"].passes)[0] if count >= SHORTEST else np.zeros(0)
     frames = made.clip.frames
     motion = motion_ratio(frames, [clip.frames]) if len(clip) > 1 else None
     faults = loop_faults(frames, [clip.frames]) if len(frames) >= SHORTEST else []

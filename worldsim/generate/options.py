@@ -36,6 +36,10 @@ class DialOptions(TypedDict, total=False):
       leads: first passes that draw the one least certain code each (0), fewer than ``steps``; the others go
         from what is most certain to what is least. With 2, what is rare, such as a sprite's turn, comes more
         often.
+      revisions: of ``steps``, the last so many hide half of the codes each and draw them anew given the
+        others, so that what was drawn together and does not fit is mended. None is half of them, rounded down
+        to an even number, which draws every code as often; none with ``doubt``, which draws together only
+        what is certain.
     """
 
     steps: int
@@ -45,6 +49,7 @@ class DialOptions(TypedDict, total=False):
     guidance: float
     doubt: float
     leads: int
+    revisions: int | None
 
 
 class Options(DialOptions, total=False):
@@ -70,6 +75,7 @@ DIALS: dict[str, Any] = {
     "guidance": 0.0,
     "doubt": 0.0,
     "leads": 0,
+    "revisions": None,
 }
 """The options that are numbers, and their defaults."""
 
@@ -134,16 +140,15 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
 
     Raises:
       TypeError: an option that does not exist.
-      ValueError: fewer than 1 pass, a negative temperature, guidance or doubt, as many leads as passes,
-        refinement in a world without, or more noise than a world was trained on.
+      ValueError: fewer than 1 pass, a negative temperature, guidance or doubt, as many leads
+        or revisions as passes, refinement in a world without, or more noise than a world was trained on.
     """
     unknown = sorted(set(options) - set(DIALS))
     if unknown:
         raise TypeError(f"dials: no option {unknown}; there are {sorted(DIALS)}.")
     given: dict[str, Any] = DIALS | dict(options)
-    steps, temperature, refine_steps, stabilize, guidance, doubt, leads = given.values()
+    steps, temperature, refine_steps, stabilize, guidance, doubt, leads, revisions = given.values()
     rows, columns = config.tokenizer.grid
-    steps = min(steps, rows * columns)
     if steps < 1:
         raise ValueError(f"steps {steps}; take from 1 to {rows * columns}, the codes in a chunk.")
     if not temperature >= 0:
@@ -162,15 +167,21 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
         raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
     if not 0 <= doubt < float("inf"):
         raise ValueError(f"doubt {doubt}; take 0 (all passes) or more.")
-    if not 0 <= leads < steps:
-        raise ValueError(f"leads {leads}; take from 0 to {steps - 1}, fewer than the passes.")
+    most = min(steps, rows * columns) - 1
+    if not 0 <= leads <= most:
+        raise ValueError(f"leads {leads}; take from 0 to {most}, fewer than the passes.")
+    if revisions is None:
+        revisions = 0 if doubt else min(steps // 2, steps - 1 - leads) // 2 * 2
+    if not 0 <= revisions < steps - leads:
+        raise ValueError(f"revisions {revisions}; take from 0 to {steps - 1 - leads}, fewer than the passes.")
     return Dials(
-        jnp.int32(steps),
+        jnp.int32(min(steps - revisions, rows * columns)),
         jnp.float32(temperature),
         jnp.int32(refine_steps),
         jnp.float32(stabilize),
         jnp.float32(guidance) if guidance else None,
         jnp.float32(doubt),
         jnp.int32(leads),
+        jnp.int32(revisions),
         jnp.float32(jnp.inf),
     )

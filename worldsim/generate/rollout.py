@@ -20,7 +20,7 @@ from worldsim.models.cache import Entry, KVCache, no_entry, write
 from worldsim.models.dynamics import Chunks, Dynamics
 from worldsim.ops.attention import KNOWN, QUERY
 from worldsim.ops.cached_attention import Part
-from worldsim.ops.sampling import certainty, keep_least_certain, masked_after, sample_codes
+from worldsim.ops.sampling import certainty, keep_least_certain, masked_after, revised, sample_codes
 from worldsim.plan import Plan
 
 NEAR = 2
@@ -33,7 +33,7 @@ class Dials:
     """What a user may turn without a retrace.
 
     Attributes:
-      steps: masked passes per chunk, from 1 to the number of codes in it.
+      steps: masked passes in which a chunk's codes are drawn, from 1 to the number of codes in it.
       temperature: of the draws; 0 takes the likeliest and ignores the key.
       refine: steps of the refinement head when frames are drawn; 0 leaves it out.
       stabilize: noise that generated chunks are said to have to those after them.
@@ -42,6 +42,7 @@ class Dials:
       doubt: nats that codes which a pass reveals together may lack of certainty; a chunk whose codes
         are all certain takes one pass.
       leads: first passes that reveal the one least certain code each; fewer than ``steps``.
+      revisions: passes after those, each of which draws half of the chunk's codes anew, given the other half.
       sight: frames beyond which nothing is seen of what was committed.
     """
 
@@ -52,7 +53,13 @@ class Dials:
     guidance: Float[Array, ""] | None = None
     doubt: Float[Array, ""] | float = 0.0
     leads: Int[Array, ""] | int = 0
+    revisions: Int[Array, ""] | int = 0
     sight: Float[Array, ""] | float = math.inf
+
+    @property
+    def passes(self) -> Int[Array, ""]:
+        """Over a chunk in all."""
+        return self.steps + self.revisions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +129,11 @@ def draw_chunk(
 ) -> Int[Array, "b 1 h w"]:
     """Draw one chunk's codes in at most ``dials.steps`` masked passes over what it sees of the past.
 
-    With guidance each pass reads ``near`` too, its nearest chunks (history guidance: Song et al.,
-    https://arxiv.org/abs/2502.06764).
+    Codes of one pass are drawn as if they did not depend on one another. ``dials.revisions`` passes more make
+    good for that: each hides half of the codes and draws them anew given the others, which leaves alone what
+    fits together (a corrector: Campbell et al., https://arxiv.org/abs/2205.14987, Lezama et al., "Discrete
+    predictor-corrector diffusion models", 2023). With guidance each pass reads ``near`` too, its nearest
+    chunks (history guidance: Song et al., https://arxiv.org/abs/2502.06764).
     """
     b, _, h, w = query.codes.shape
 
@@ -131,24 +141,27 @@ def draw_chunk(
         """One clip's codes ``[n]`` after a pass that gave ``logits [n v]``."""
         drawn = sample_codes(logits, jax.random.fold_in(key, step), temperature=dials.temperature)
         masked = codes == model.mask
-        left = masked_after(step, dials.steps, h * w, leads=dials.leads)
+        left = masked_after(jnp.minimum(step, dials.steps - 1), dials.steps, h * w, leads=dials.leads)
         how = {"doubt": dials.doubt, "lead": step < dials.leads}
         still = keep_least_certain(certainty(logits), masked, left, **how)
         return jnp.where(masked & ~still, drawn, codes)
 
     def one_pass(carry):
         step, codes = carry
+        again = revised(step - dials.steps, h * w)
+        codes = jnp.where((step >= dials.steps) & again, model.mask, codes)
         grid = rearrange(codes, "b (h w) -> b 1 h w", h=h)
         asked = dataclasses.replace(query, codes=grid)
         logits = model.predict(asked, past)
         if dials.guidance is not None and near is not None:
             logits = logits + dials.guidance * (logits - model.predict(asked, near))
         logits = rearrange(logits, "b 1 h w v -> b (h w) v")
-        return step + 1, jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
+        codes = jax.vmap(reveal, (0, 0, 0, None))(codes, logits, keys, step)
+        step = step + 1
+        return jnp.where(jnp.any(codes == model.mask), step, jnp.maximum(step, dials.steps)), codes
 
     def unfinished(carry):
-        step, codes = carry
-        return (step < dials.steps) & jnp.any(codes == model.mask)
+        return carry[0] < dials.passes
 
     codes = jnp.full((b, h * w), model.mask, jnp.int32)
     _, codes = jax.lax.while_loop(unfinished, one_pass, (jnp.int32(0), codes))

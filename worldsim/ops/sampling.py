@@ -31,6 +31,15 @@ def masked_after(
     return jnp.where(step < leads, one_less, falling)
 
 
+def revised(revision: Int[Array, ""], tokens: int) -> Bool[Array, "n"]:
+    """Which codes a revision (counted from 0) hides and draws anew: a half at random, then the other one.
+
+    Two revisions so draw every code once more. The halves are the same for all clips and keys.
+    """
+    key = jax.random.fold_in(jax.random.key(0), revision // 2)
+    return jax.random.bernoulli(key, 0.5, (tokens,)) ^ (revision % 2 == 1)
+
+
 def sample_codes(
     logits: Float[Array, "n v"], key: Array, *, temperature: Float[Array, ""]
 ) -> Int[Array, "n"]:
