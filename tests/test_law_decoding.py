@@ -140,11 +140,11 @@ def test_doubt_saves_passes_and_not_what_depends_on_one_another(world, monkeypat
 @pytest.mark.parametrize(
     ("how", "draws", "revisions"),
     [
-        ({}, 4, 4),
+        ({}, 2, 2),
         ({"steps": 1}, 1, 0),
         ({"steps": 3}, 3, 0),
         ({"steps": 4}, 2, 2),
-        ({"steps": 7}, 4, 2),
+        ({"steps": 7}, 2, 2),
         ({"steps": 4, "leads": 2}, 4, 0),
         ({"doubt": 0.1}, 4, 0),
         ({"steps": 9, "revisions": 8}, 1, 8),
@@ -156,10 +156,21 @@ def test_half_of_the_passes_are_revisions(world, how, draws, revisions):
     assert (int(dials.steps), int(dials.revisions)) == (draws, revisions)
 
 
-@pytest.mark.parametrize(("doubt", "revisions", "right"), [(0, 0, False), (0, 8, True), (0.02, 8, True)])
-def test_revisions_mend_what_was_drawn_together(world, monkeypatch, doubt, revisions, right):
-    drawn, seen = draw_copies(world, monkeypatch, steps=1 + revisions, doubt=doubt, revisions=revisions)
-    assert seen == 1 + revisions
+@pytest.mark.parametrize(
+    ("doubt", "draws", "revisions", "passes", "right"),
+    [
+        (0, 1, 0, 1, False),
+        (0, 1, 8, 9, True),
+        (5.0, 4, 0, 1, False),
+        (5.0, 4, 8, 9, True),
+        (0.02, 4, 2, 4, True),
+    ],
+)
+def test_revisions_mend_what_was_drawn_together(world, monkeypatch, doubt, draws, revisions, passes, right):
+    """Where doubt ends the draws early, all revisions follow."""
+    how = {"steps": draws + revisions, "doubt": doubt, "revisions": revisions}
+    drawn, seen = draw_copies(world, monkeypatch, **how)
+    assert seen == passes
     copies = (drawn[:, 0, 0] == drawn[:, 0, 1]).mean()
     assert copies == 1.0 if right else copies < 0.9
 

@@ -37,12 +37,12 @@ def test_steps_draw_the_codes_of_a_rollout(request, which, known):
     f = world.config.tokenizer.frames_per_chunk
     clip, actions = tiny.make_clip(known), tiny.make_clip(f * STEPS, seed=3).actions
     key = jax.random.key(7)
-    whole = world.extend(clip, f * STEPS, actions=actions, key=key, steps=2)
-    sim = worldsim.Simulator(world, steps=2, render="codes")
+    whole = world.extend(clip, f * STEPS, actions=actions, key=key, steps=4)
+    sim = worldsim.Simulator(world, steps=4, render="codes")
     state, codes = walk(sim, sim.reset(clip, key), actions.reshape(STEPS, 1, f))
     np.testing.assert_array_equal(codes[:, 0], whole.codes)
     assert float(state.time) == whole.times[-1] + f
-    free = world.extend(clip, f * 2, key=key, steps=2)
+    free = world.extend(clip, f * 2, key=key, steps=4)
     np.testing.assert_array_equal(walk(sim, sim.reset(clip, key), [None] * 2)[1][:, 0], free.codes)
 
 
@@ -65,7 +65,7 @@ def test_frames_are_drawn_beside_those_before_them(world):
 
 
 def test_a_state_can_be_stepped_from_twice(world):
-    sim = worldsim.Simulator(world, steps=2, render="codes")
+    sim = worldsim.Simulator(world, steps=4, render="codes")
     start = sim.reset(tiny.make_clip(4), jax.random.key(1))
     middle, _ = walk(sim, start, [np.array([1])] * 2)
     copy = jax.tree.map(lambda x: x, middle)
@@ -77,7 +77,7 @@ def test_a_state_can_be_stepped_from_twice(world):
 
 
 def test_each_world_of_a_batch_is_alone_and_all_steps_are_one_program(world):
-    sim = worldsim.Simulator(world, steps=2, render="codes")
+    sim = worldsim.Simulator(world, steps=4, render="codes")
     clips = [tiny.make_clip(5, seed=i) for i in range(3)]
     keys, actions = jax.random.split(jax.random.key(2), 3), np.arange(3 * STEPS).reshape(STEPS, 3) % 3
     before = simulate._step._cache_size()

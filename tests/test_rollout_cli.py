@@ -100,7 +100,6 @@ def test_tasks_of_a_launcher_do_not_write_one_file_together(folder, monkeypatch,
 
 
 def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, added, world, capsys):
-    """Revisions, which are on since they are there, have to be left out by hand."""
     added["stop"] = 3
     with pytest.raises(SystemExit):
         rollout()
@@ -111,9 +110,23 @@ def test_what_was_stopped_before_an_option_was_there_goes_on_without_it(folder, 
     save_standing(path, standing, asked=asked)
     with pytest.raises(SystemExit):
         rollout("--resume", "--doubt", "0.5")
-    told = capsys.readouterr().err
-    assert "doubt was 0.0 and is 0.5" in told and "revisions was 0 and is None" in told
-    rollout("--resume", "--revisions", "0")
+    assert "doubt was 0.0 and is 0.5" in capsys.readouterr().err
+    rollout("--resume")
+    assert len(read_video("long.mp4")) == 6 + 17 and not path.exists()
+
+
+def test_what_was_stopped_before_there_were_revisions_goes_on_without_them(folder, added, world, capsys):
+    added["stop"] = 3
+    with pytest.raises(SystemExit):
+        rollout("--steps", "4", "--revisions", "0")
+    path = folder / "long.mp4.rollout"
+    standing, asked = load_standing(path, world)
+    del asked["revisions"]
+    save_standing(path, standing, asked=asked)
+    with pytest.raises(SystemExit):
+        rollout("--steps", "4", "--resume")
+    assert "revisions was 0 and is 2" in capsys.readouterr().err
+    rollout("--steps", "4", "--resume", "--revisions", "0")
     assert len(read_video("long.mp4")) == 6 + 17 and not path.exists()
 
 

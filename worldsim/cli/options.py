@@ -51,7 +51,8 @@ class Sampling:
       leads: first passes that draw the one least certain code each, fewer than --steps; with 2, what is
         rare in a world, such as a sprite's turn, comes more often.
       revisions: last of --steps, each of which draws half of a chunk's codes anew given the others, so that
-        what does not fit together is mended; half of them, or none with --doubt, where nobody says otherwise.
+        what does not fit together is mended; where nobody says otherwise half of them, an even number (4 of
+        8, none of 3), and none with --doubt.
       seed: of all randomness.
     """
 

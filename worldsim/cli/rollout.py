@@ -68,6 +68,7 @@ def rollout(
         "input": input, "actions": _print_of(actions), **dataclasses.asdict(sampling), "sinks": sinks,
         "weights": model.provenance.get("weights_sha256"), "fit": output.how,
     }  # fmt: skip
+    asked["revisions"] = int(model.dials(**{name: asked[name] for name in DIALS}).revisions)
     clip = read_input(input, model, resize=output.how)
     start: Any = clip
     if resume:

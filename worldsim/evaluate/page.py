@@ -23,7 +23,7 @@ def page(report: dict[str, Any], folder: Path) -> str:
     others = "".join(
         f", {name} {told[name]:g}"
         for name in (*DIALS, "sinks")
-        if name not in ("steps", "temperature") and told.get(name)
+        if name not in ("steps", "temperature") and told.get(name) not in (None, DIALS.get(name, 0))
     )
     actions = ", true actions given" if report["actions_given"] else ", no actions given"
     parts = [

@@ -308,7 +308,7 @@ class World:
         return dataclasses.replace(clip, frames=np.concatenate([drawn, clip.frames[len(drawn) :]]))
 
     def dials(self, **options: Unpack[DialOptions]) -> Dials:
-        """Checked sampling dials; no more passes draw a chunk than it has codes.
+        """Checked sampling dials; more passes than a chunk has codes are as many as it has.
 
         Raises:
           ValueError: numbers that the world can't take.

@@ -32,14 +32,14 @@ class DialOptions(TypedDict, total=False):
       guidance: how far a chunk is drawn beyond what its whole past says, away from what its nearest two
         chunks alone would say (0); a second pass beside each.
       doubt: nats that the codes which a pass draws together may lack of certainty (0): what is certain is
-        drawn at once, and a chunk that is certain takes one pass. 0 takes all ``steps``.
-      leads: first passes that draw the one least certain code each (0), fewer than ``steps``; the others go
-        from what is most certain to what is least. With 2, what is rare, such as a sprite's turn, comes more
-        often.
+        drawn at once, and a chunk that is certain takes one pass, and revisions that are asked for. 0 takes
+        all ``steps``.
+      leads: first passes that draw the one least certain code each (0), fewer than ``steps``; those after
+        them draw what is most certain first. With 2, what is rare, such as a sprite's turn, comes more often.
       revisions: of ``steps``, the last so many hide half of the codes each and draw them anew given the
-        others, so that what was drawn together and does not fit is mended. None is half of them, rounded down
-        to an even number, which draws every code as often; none with ``doubt``, which draws together only
-        what is certain.
+        others, so that what was drawn together and does not fit is mended. None is half of them, as far as
+        leads leave as many, rounded down to an even number, which draws every code as often: 4 of 8, 2 of 4,
+        none of 3; and none with ``doubt``, which draws together only what is certain.
     """
 
     steps: int
@@ -167,6 +167,8 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
         raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
     if not 0 <= doubt < float("inf"):
         raise ValueError(f"doubt {doubt}; take 0 (all passes) or more.")
+    if revisions is None:
+        steps = min(steps, rows * columns)
     most = min(steps, rows * columns) - 1
     if not 0 <= leads <= most:
         raise ValueError(f"leads {leads}; take from 0 to {most}, fewer than the passes.")

@@ -94,9 +94,9 @@ def others(place: int, total: int, *, context: int, after: int, closed: bool) ->
 def surprise(
     model: Dynamics, query: Chunks, past: tuple[Part, ...], steps: Int[Array, ""]
 ) -> Float[Array, "b"]:
-    """Nats with which the sampler, at temperature 1, would draw the codes that a chunk has.
+    """Nats with which ``steps`` masked passes, at temperature 1, would draw the codes that a chunk has.
 
-    The chunk is revealed in the sampler's own masked passes, without leads or doubt: the most certain codes
+    The chunk is revealed as the sampler does without leads, doubt or revisions: the most certain codes
     first. In as many passes as there are codes this is one order of revealing them one by one, hence exact
     for that order; in fewer, codes that are revealed together count as independent.
     """

@@ -42,7 +42,7 @@ class Dials:
       doubt: nats that codes which a pass reveals together may lack of certainty; a chunk whose codes
         are all certain takes one pass.
       leads: first passes that reveal the one least certain code each; fewer than ``steps``.
-      revisions: passes after those, each of which draws half of the chunk's codes anew, given the other half.
+      revisions: passes after those, each of which draws about half of the codes anew, given the others.
       sight: frames beyond which nothing is seen of what was committed.
     """
 
@@ -127,13 +127,13 @@ def draw_chunk(
     *,
     near: tuple[Part, ...] | None = None,
 ) -> Int[Array, "b 1 h w"]:
-    """Draw one chunk's codes in at most ``dials.steps`` masked passes over what it sees of the past.
+    """Draw one chunk's codes in at most ``dials.passes`` masked passes over what it sees of the past.
 
     Codes of one pass are drawn as if they did not depend on one another. ``dials.revisions`` passes more make
-    good for that: each hides half of the codes and draws them anew given the others, which leaves alone what
-    fits together (a corrector: Campbell et al., https://arxiv.org/abs/2205.14987, Lezama et al., "Discrete
-    predictor-corrector diffusion models", 2023). With guidance each pass reads ``near`` too, its nearest
-    chunks (history guidance: Song et al., https://arxiv.org/abs/2502.06764).
+    good for that: each hides about half of the codes and draws them anew given the others, which leaves alone
+    what fits together (a corrector: Campbell et al., https://arxiv.org/abs/2205.14987, Lezama et al.,
+    "Discrete predictor-corrector diffusion models", 2023). With guidance each pass reads ``near`` too, its
+    nearest chunks (history guidance: Song et al., https://arxiv.org/abs/2502.06764).
     """
     b, _, h, w = query.codes.shape
 

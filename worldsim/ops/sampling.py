@@ -32,11 +32,11 @@ def masked_after(
 
 
 def revised(revision: Int[Array, ""], tokens: int) -> Bool[Array, "n"]:
-    """Which codes a revision (counted from 0) hides and draws anew: a half at random, then the other one.
+    """Which codes a revision (counted from 0) hides and draws anew: about half of them, then all others.
 
-    Two revisions so draw every code once more. The halves are the same for all clips and keys.
+    Two revisions so draw every code once more. Which these are is the same for all clips and keys.
     """
-    key = jax.random.fold_in(jax.random.key(0), revision // 2)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), revision // 2)
     return jax.random.bernoulli(key, 0.5, (tokens,)) ^ (revision % 2 == 1)
 
 
