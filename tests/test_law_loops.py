@@ -47,7 +47,7 @@ def test_one_candidate_and_no_sweep_is_the_plain_loop(world, pair_world):
 
 
 def test_the_candidate_is_kept_whose_least_likely_chunk_is_most_likely(world):
-    clip, n, sweeps = tiny.make_clip(4, seed=1), 4, 1
+    clip, n, sweeps = tiny.make_clip(4, seed=4), 4, 1
     alone = [world.loop(clip, 7, key=key, candidates=1, sweeps=sweeps) for key in branches(KEY[None], n)[0]]
     worst = [one.closing.worst for one in alone]
     best = int(np.argmin(worst))
