@@ -167,13 +167,12 @@ def make_dials(config: WorldConfig, options: DialOptions, *, refines: bool) -> D
         raise ValueError(f"guidance {guidance}; take 0 (none) or more.")
     if not 0 <= doubt < float("inf"):
         raise ValueError(f"doubt {doubt}; take 0 (all passes) or more.")
-    if revisions is None:
-        steps = min(steps, rows * columns)
     most = min(steps, rows * columns) - 1
     if not 0 <= leads <= most:
         raise ValueError(f"leads {leads}; take from 0 to {most}, fewer than the passes.")
     if revisions is None:
-        revisions = 0 if doubt else min(steps // 2, steps - 1 - leads) // 2 * 2
+        steps = most + 1
+        revisions = 0 if doubt else min(steps // 2, most - leads) // 2 * 2
     if not 0 <= revisions < steps - leads:
         raise ValueError(f"revisions {revisions}; take from 0 to {steps - 1 - leads}, fewer than the passes.")
     return Dials(

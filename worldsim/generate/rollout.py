@@ -40,7 +40,7 @@ class Dials:
       guidance: how far to go beyond the logits of the whole past, away from those of its nearest chunks; None
         is not at all, in half the passes.
       doubt: nats that codes which a pass reveals together may lack of certainty; a chunk whose codes
-        are all certain takes one pass.
+        are all certain takes one pass, and its revisions.
       leads: first passes that reveal the one least certain code each; fewer than ``steps``.
       revisions: passes after those, each of which draws about half of the codes anew, given the others.
       sight: frames beyond which nothing is seen of what was committed.
